@@ -1,0 +1,111 @@
+# Two commands from a fresh clone, with nothing installed but Python 3.11 or newer and
+# pip: `make demo` runs the main job, `make test` the tests. Each makes what it needs.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A command that exists may still not run (shims of version managers), so it is tried.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+DEMO_DIR ?= runs/digits
+# Test processes: XLA compiles on one core, so two keep a two-core machine busy.
+WORKERS ?= 2
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast notebooks lint format proofs bench constraints clean
+.DELETE_ON_ERROR:
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
+		$(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.demo-installed  ## Distil handwritten digits, five seeds, and write the report
+	$(BIN)/distilljax train configs/digits/teacher.py --workdir $(DEMO_DIR)/teacher
+	$(BIN)/distilljax train configs/digits/few_labels.py --workdir $(DEMO_DIR)/few_labels --seeds 0..4
+	$(BIN)/distilljax train configs/digits/missing_class.py --workdir $(DEMO_DIR)/missing_class --seeds 0..4
+	$(BIN)/distilljax train configs/digits/all_data.py --workdir $(DEMO_DIR)/all_data --seeds 0..4
+	$(BIN)/distilljax report $(DEMO_DIR)
+
+test: $(VENV)/.test-installed  ## Run all tests
+	$(PYTEST)
+
+test-fast: $(VENV)/.test-installed  ## Run the tests that take no more than seconds
+	$(PYTEST) -m "not slow"
+
+notebooks: $(VENV)/.test-installed  ## Execute the notebooks
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --nbmake notebooks/*.ipynb
+
+lint: $(VENV)/.test-installed  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.test-installed  ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proofs: $(VENV)/.demo-installed  ## Rerun the published experiments (hours, and 217 MB of data)
+	$(BIN)/python benchmarks/proofs.py
+
+bench: $(VENV)/.demo-installed  ## Time the step against a hand-written one
+	$(BIN)/python benchmarks/step.py
+
+# An installation counts as done when its stamp is written, last of all: one that was
+# interrupted is taken up again, and one whose pins have changed is brought up to date.
+PINS := pyproject.toml constraints/py311.txt constraints/py312.txt
+
+$(VENV)/.demo-installed: $(PINS)
+	$(call install,train$(comma)report)
+	@touch $@
+
+$(VENV)/.test-installed: $(PINS)
+	$(call install,train$(comma)report$(comma)test)
+	@touch $@ $(VENV)/.demo-installed
+
+comma := ,
+
+# Debian has venv without ensurepip unless python3-venv is installed; there, the
+# machine's own pip puts a pip into the environment.
+define install
+	@test -n "$(PYTHON)" || { \
+		echo "distilljax needs Python 3.11 or newer, and found" \
+			"$$(python3 --version 2>&1 || true). Install one, or name it:" \
+			"make $(or $(firstword $(MAKECMDGOALS)),test) PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+		|| $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
+		|| { $(PYTHON) -m venv --without-pip $(VENV) \
+			&& $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(VENV) holds $$($(BIN)/python --version), and distilljax needs Python" \
+			"3.11 or newer. Remove $(VENV) and run this again." >&2; \
+		exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c "constraints/$$($(BIN)/python -c $(pins))" -e ".[$(1)]"
+endef
+pins := 'import sys; print("py311.txt" if sys.version_info < (3, 12) else "py312.txt")'
+
+PYTHON311 ?= python3.11
+PYTHON312 ?= python3.12
+
+constraints:  ## Pin what the extras bring today, for both Pythons
+	$(call freeze,$(PYTHON311),constraints/py311.txt)
+	$(call freeze,$(PYTHON312),constraints/py312.txt)
+
+# Only `name==version` may be written: a line with a path or an address would tie the
+# pins to the machine that made them.
+define freeze
+	@set -eu; venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; \
+	$(1) -m venv "$$venv"; \
+	"$$venv/bin/python" -m pip install --quiet ".[train,report,test]"; \
+	"$$venv/bin/python" -m pip freeze --exclude distilljax > "$$venv/pins.txt"; \
+	if grep -vE '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' "$$venv/pins.txt"; then \
+		echo "$(2): these lines pin more than a version; left as it was." >&2; exit 1; \
+	fi; \
+	cp "$$venv/pins.txt" $(2); echo "wrote $(2)"
+endef
+
+clean:  ## Remove the environments and caches (never runs/)
+	rm -rf .venv .venv-3.12 build .pytest_cache .ruff_cache
