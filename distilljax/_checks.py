@@ -1,0 +1,156 @@
+"""Errors that name the function, the argument, the rule, the value and the fix."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def fail(
+    function: str,
+    argument: str,
+    rule: str,
+    got: Any,
+    remedy: str,
+    kind: type[Exception] = ValueError,
+) -> NoReturn:
+    """Raise ``{function}: {argument} must {rule}, got {value}. {remedy}``."""
+    raise kind(f"{function}: {argument} must {rule}, got {got}. {remedy}")
+
+
+def is_static(x: Any) -> bool:
+    """True if the value of ``x`` is known now, outside any trace."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def check_logits(function: str, **arrays: Any) -> None:
+    """Every array is floating point and has a class axis, and all shapes are equal.
+
+    Student and teacher never broadcast: a teacher of another shape is a mistake in the
+    data or in the models, and would silently give a loss of another size.
+    """
+    (name, first), *others = arrays.items()
+    for argument, array in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            fail(
+                function,
+                argument,
+                "be a floating-point array of logits",
+                jnp.result_type(array),
+                "Pass the logits, not labels or token ids.",
+                TypeError,
+            )
+        if jnp.ndim(array) == 0:
+            fail(
+                function,
+                argument,
+                "have a last axis of classes",
+                "a scalar",
+                "Pass an array of shape [..., classes].",
+            )
+        if jnp.shape(array)[-1] == 0:
+            fail(
+                function,
+                argument,
+                "have at least one class",
+                jnp.shape(array),
+                "Check the slice that made the last axis empty.",
+            )
+    shape = jnp.shape(first)
+    for argument, array in others:
+        other = jnp.shape(array)
+        if other == shape:
+            continue
+        if other[:-1] == shape[:-1]:
+            remedy = (
+                f"The last axes (classes) differ: {shape[-1]} and {other[-1]}. Slice the "
+                "padded side to the classes that both know, or check that both models "
+                "were made for the same classes."
+            )
+        else:
+            remedy = (
+                "The leading axes differ: check that both models saw the same batch, and "
+                "that neither drops or adds positions."
+            )
+        fail(function, argument, f"have the shape of {name}, {shape}", other, remedy)
+
+
+def check_labels(function: str, labels: Any, shape: tuple[int, ...]) -> None:
+    """Labels are class indices, one for each position."""
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        fail(
+            function,
+            "labels",
+            "be integer class indices",
+            jnp.result_type(labels),
+            "Use soft_cross_entropy for distributions; for a teacher's logits pass "
+            "jnp.argmax(logits, axis=-1).",
+            TypeError,
+        )
+    if jnp.shape(labels) != shape:
+        fail(
+            function,
+            "labels",
+            f"have the shape of logits without the class axis, {shape}",
+            jnp.shape(labels),
+            "One integer belongs to each position; turn one-hot rows into indices with "
+            "jnp.argmax(labels, axis=-1).",
+        )
+
+
+def check_where(function: str, where: Any, shape: tuple[int, ...]) -> None:
+    """A mask has exactly the shape of the result; what is not zero counts."""
+    if where is None:
+        return
+    if jnp.shape(where) != shape:
+        fail(
+            function,
+            "where",
+            f"have the shape of the result, {shape}",
+            jnp.shape(where),
+            "One mask value belongs to each position, without the class axis.",
+        )
+
+
+def check_scalar(function: str, argument: str, value: Any) -> None:
+    """One number, not an array of them."""
+    if jnp.ndim(value) != 0:
+        fail(
+            function,
+            argument,
+            "be a scalar",
+            f"an array of shape {jnp.shape(value)}",
+            "Call the function once for each value, or map over both with jax.vmap.",
+        )
+
+
+def check_between(
+    function: str, argument: str, value: Any, low: float, high: float
+) -> None:
+    """A scalar in ``[low, high]``; the value of a traced one is not known yet."""
+    check_scalar(function, argument, value)
+    # np.asarray, because jnp comparisons would be staged out inside a trace.
+    if is_static(value) and not low <= np.asarray(value) <= high:
+        fail(
+            function,
+            argument,
+            f"lie in [{low:g}, {high:g}]",
+            value,
+            "Check the value in the config or the call.",
+        )
+
+
+def check_temperature(function: str, temperature: Any) -> None:
+    """A positive, finite scalar; the value of a traced one is not known yet."""
+    check_scalar(function, "temperature", temperature)
+    if is_static(temperature) and not 0 < np.asarray(temperature) < np.inf:
+        fail(
+            function,
+            "temperature",
+            "be positive and finite",
+            temperature,
+            "Use 1 for the models' own distributions, larger for softer ones.",
+        )

@@ -1,0 +1,125 @@
+"""Cross-entropies: with integer labels, and with a teacher's distribution."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from distilljax._checks import check_between, check_labels, check_logits, check_where
+from distilljax.losses import _numerics as numerics
+from distilljax.typing import Scalar
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "..."],
+    *,
+    label_smoothing: Scalar = 0.0,
+    where: Shaped[Array, "..."] | None = None,
+) -> Float[Array, "*batch"]:
+    """Cross-entropy with integer labels at each position, in nats.
+
+    cross_entropy = -(1 - eps) log q[label] - eps mean over classes of log q
+    q = softmax(logits), eps = label_smoothing
+
+    Its gradient is q - (1 - eps) onehot(label) - eps / classes. The labels belong to
+    the positions of the logits as they are: for next-token prediction shift both the
+    labels and the mask before the call.
+
+    Args:
+      logits: [*batch, classes] of any floating dtype; gets the gradient.
+      labels: Class indices [*batch], integers in [0, classes).
+      label_smoothing: Share eps in [0, 1] of the target that is spread evenly over the
+        classes; may be traced.
+      where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
+        whatever the logits and the label. None counts every position.
+
+    Returns:
+      [*batch], float32 (float64 if an input is). nan, in the gradient too, where a
+      label is out of range: it is neither wrapped nor clamped, and -100 or -1 for "no
+      label" belongs into the mask.
+
+    Numerics: Computed in float32 whatever the inputs. Smoothing spreads over the
+    classes that are not at -inf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> logits = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))
+      >>> values = cross_entropy(logits, jnp.array([0, 1]))
+      >>> [round(float(value), 4) for value in values]    # log 4, log 2
+      [1.3863, 0.6931]
+
+    Reference: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception
+    Architecture for Computer Vision", CVPR 2016, arXiv 1512.00567, section 7.
+    """
+    check_logits("cross_entropy", logits=logits)
+    positions = jnp.shape(logits)[:-1]
+    check_labels("cross_entropy", labels, positions)
+    check_where("cross_entropy", where, positions)
+    check_between("cross_entropy", "label_smoothing", label_smoothing, 0, 1)
+
+    mask = numerics.as_mask(where)
+    logits = jnp.asarray(logits).astype(numerics.compute_dtype(logits))
+    log_q = jax.nn.log_softmax(numerics.zero_masked(logits, mask, trailing=1))
+    eps = jnp.asarray(label_smoothing).astype(log_q.dtype)
+
+    labels = jnp.asarray(labels)
+    valid = (labels >= 0) & (labels < logits.shape[-1])
+    index = jnp.where(valid, labels, jnp.zeros_like(labels))
+    hard = jnp.take_along_axis(log_q, index[..., None], axis=-1)[..., 0]
+    live = ~numerics.is_zero(log_q)
+    spread = jnp.where(live, log_q, jnp.zeros((), log_q.dtype)).sum(axis=-1)
+    soft = spread / jnp.maximum(live.sum(axis=-1), 1).astype(log_q.dtype)
+    values = -(1 - eps) * hard - eps * soft
+    # A product, and not a select, so that the gradient becomes nan as well: an update
+    # that silently ignores a bad label is worse than one that stops the run.
+    poison = jnp.where(valid, 1.0, jnp.nan).astype(values.dtype)
+    return numerics.zero_masked(values * poison, mask)
+
+
+def soft_cross_entropy(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "..."],
+    *,
+    temperature: Scalar = 1.0,
+    where: Shaped[Array, "..."] | None = None,
+) -> Float[Array, "*batch"]:
+    """Cross-entropy of the student q under the teacher p at each position, in nats.
+
+    soft_cross_entropy = -sum over classes of p log q
+    p = softmax(teacher / T), q = softmax(student / T)
+
+    Equal to `forward_kl` plus the teacher's entropy, with the same gradient (q - p) / T:
+    it is not 0 at q = p, so prefer the KL where the number is looked at. With the same
+    logits twice it is their entropy.
+
+    Args:
+      student: Logits [*batch, classes] of any floating dtype; gets the gradient.
+      teacher: Logits of the same shape; gets none.
+      temperature: T > 0, divides both; may be traced.
+      where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
+        whatever the logits. None counts every position.
+
+    Returns:
+      [*batch], float32 (float64 if an input is). +inf where the student gives
+      probability 0 (a logit of -inf) to a class that the teacher does not.
+
+    Numerics: Computed in float32 whatever the inputs. A class at -inf on both sides
+    counts 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> logits = jnp.log(jnp.array([0.25, 0.25, 0.25, 0.25]))
+      >>> round(float(soft_cross_entropy(logits, logits)), 4)       # entropy, log 4
+      1.3863
+
+    Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
+    NeurIPS Deep Learning Workshop 2014, arXiv 1503.02531, equation 2.
+    """
+    log_q, log_p, mask = numerics.log_probs(
+        "soft_cross_entropy", student, teacher, temperature, where
+    )
+    values = -jnp.sum(jnp.exp(log_p) * numerics.floored(log_q), axis=-1)
+    values += numerics.infinite_if_missing(log_p, log_q)
+    return numerics.zero_masked(values, mask)

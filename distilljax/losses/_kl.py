@@ -1,0 +1,102 @@
+"""The two Kullback-Leibler divergences between a teacher p and a student q."""
+
+from __future__ import annotations
+
+from jaxtyping import Array, Float, Shaped
+
+from distilljax.losses import _numerics as numerics
+from distilljax.typing import Scalar
+
+# In every loss `teacher` and `where` are annotated with "...": their shapes are checked
+# by hand, because the message should say what to do about a mismatch.
+
+
+def forward_kl(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "..."],
+    *,
+    temperature: Scalar = 1.0,
+    where: Shaped[Array, "..."] | None = None,
+) -> Float[Array, "*batch"]:
+    """KL(p || q) of teacher p against student q at each position, in nats.
+
+    forward_kl = sum over classes of p log(p / q)
+    p = softmax(teacher / T), q = softmax(student / T)
+
+    Its gradient is (q - p) / T: that of the cross-entropy with soft targets, less the
+    teacher's entropy, so that it is 0 when the student has learnt everything. It covers
+    every mode of the teacher. There is no factor T^2 in it.
+
+    Args:
+      student: Logits [*batch, classes] of any floating dtype; gets the gradient.
+      teacher: Logits of the same shape; gets none.
+      temperature: T > 0, divides both; may be traced.
+      where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
+        whatever the logits. None counts every position.
+
+    Returns:
+      [*batch], float32 (float64 if an input is). +inf where the student gives
+      probability 0 (a logit of -inf) to a class that the teacher does not.
+
+    Numerics: Computed in float32 whatever the inputs, as a sum of non-negative terms,
+    so a KL of 1e-5 at T = 20 keeps four digits. A class at -inf on both sides counts 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> teacher = jnp.log(jnp.array([0.5, 0.5]))
+      >>> student = jnp.log(jnp.array([0.25, 0.75]))
+      >>> round(float(forward_kl(student, teacher)), 4)   # .5 log 2 + .5 log(2/3)
+      0.1438
+
+    Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
+    NeurIPS Deep Learning Workshop 2014, arXiv 1503.02531, section 2.
+    """
+    log_q, log_p, mask = numerics.log_probs(
+        "forward_kl", student, teacher, temperature, where
+    )
+    return numerics.zero_masked(numerics.kl(log_p, log_q), mask)
+
+
+def reverse_kl(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "..."],
+    *,
+    temperature: Scalar = 1.0,
+    where: Shaped[Array, "..."] | None = None,
+) -> Float[Array, "*batch"]:
+    """KL(q || p) of student q against teacher p at each position, in nats.
+
+    reverse_kl = sum over classes of q log(q / p)
+    p = softmax(teacher / T), q = softmax(student / T)
+
+    Its gradient is q (log(q / p) - reverse_kl) / T. It seeks the teacher's modes: what
+    the student does not believe in at all gets no gradient, so a class that is dead in
+    the student stays dead. Common for language models with small students.
+
+    Args:
+      student: Logits [*batch, classes] of any floating dtype; gets the gradient.
+      teacher: Logits of the same shape; gets none.
+      temperature: T > 0, divides both; may be traced.
+      where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
+        whatever the logits. None counts every position.
+
+    Returns:
+      [*batch], float32 (float64 if an input is). +inf where the teacher gives
+      probability 0 (a logit of -inf) to a class that the student does not.
+
+    Numerics: As `forward_kl`. Slice off a teacher's padded classes on both sides.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> teacher = jnp.log(jnp.array([0.25, 0.75]))
+      >>> student = jnp.log(jnp.array([0.5, 0.5]))
+      >>> round(float(reverse_kl(student, teacher)), 4)   # .5 log 2 + .5 log(2/3)
+      0.1438
+
+    Reference: Gu, Dong, Wei, Huang, "MiniLLM: Knowledge Distillation of Large Language
+    Models", ICLR 2024, arXiv 2306.08543, equation 1.
+    """
+    log_q, log_p, mask = numerics.log_probs(
+        "reverse_kl", student, teacher, temperature, where
+    )
+    return numerics.zero_masked(numerics.kl(log_q, log_p), mask)

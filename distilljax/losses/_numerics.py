@@ -1,0 +1,151 @@
+"""The arithmetic under every divergence: masks, precision, and sums that do not cancel.
+
+Three things go wrong in a divergence written straight from its formula: a KL near zero
+is a difference of large numbers, a class of probability zero makes 0 * inf, and a mask
+that multiplies keeps nan. Each is dealt with here, once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from distilljax._checks import check_logits, check_temperature, check_where
+from distilljax.typing import Scalar
+
+# Stands for log 0 in a difference of logs. Far below the log of any positive float64
+# (-745), so that no probability changes; far above -inf, so that nothing becomes nan.
+_LOG_ZERO = -1e4
+
+
+def compute_dtype(*arrays: Any) -> Any:
+    """float32, or float64 where an input has it (which needs x64 to be enabled)."""
+    wide = any(jnp.result_type(array) == jnp.float64 for array in arrays)
+    return jnp.float64 if wide else jnp.float32
+
+
+def as_mask(where: Array | None) -> Bool[Array, "..."] | None:
+    """What is not zero counts."""
+    return None if where is None else jnp.asarray(where).astype(bool)
+
+
+def zero_masked(
+    x: Float[Array, "..."], mask: Bool[Array, "..."] | None, trailing: int = 0
+) -> Float[Array, "..."]:
+    """``x`` with zeros where the mask is false, and gradient exactly zero there.
+
+    Done to the logits before any arithmetic, and to the values after it: a select, not
+    a product, because 0 * nan is nan. ``trailing`` counts the axes that only x has.
+    """
+    if mask is None:
+        return x
+    mask = jnp.expand_dims(mask, range(mask.ndim, mask.ndim + trailing))
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
+def prepare(
+    function: str, student: Array, teacher: Array, where: Array | None
+) -> tuple[Float[Array, "*b c"], Float[Array, "*b c"], Bool[Array, "*b"] | None]:
+    """Checked logits in the compute dtype, masked rows at zero, the teacher fixed."""
+    check_logits(function, student=student, teacher=teacher)
+    check_where(function, where, jnp.shape(student)[:-1])
+    dtype = compute_dtype(student, teacher)
+    mask = as_mask(where)
+    student = zero_masked(jnp.asarray(student).astype(dtype), mask, trailing=1)
+    teacher = zero_masked(jnp.asarray(teacher).astype(dtype), mask, trailing=1)
+    return student, jax.lax.stop_gradient(teacher), mask
+
+
+def log_probs(
+    function: str,
+    student: Array,
+    teacher: Array,
+    temperature: Scalar,
+    where: Array | None,
+) -> tuple[Float[Array, "*b c"], Float[Array, "*b c"], Bool[Array, "*b"] | None]:
+    """``log q, log p, mask`` of student and teacher, both at the same temperature."""
+    student, teacher, mask = prepare(function, student, teacher, where)
+    check_temperature(function, temperature)
+    temperature = jnp.asarray(temperature).astype(student.dtype)
+    log_q = jax.nn.log_softmax(student / temperature)
+    log_p = jax.nn.log_softmax(teacher / temperature)
+    return log_q, log_p, mask
+
+
+def is_zero(log_a: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Which classes are impossible: -inf, and not merely too small for exp."""
+    return jnp.isneginf(log_a)
+
+
+def floored(log_a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``log_a`` with a very negative number for -inf."""
+    return jnp.where(is_zero(log_a), jnp.asarray(_LOG_ZERO, log_a.dtype), log_a)
+
+
+def log_ratio(
+    log_a: Float[Array, "*b c"], log_b: Float[Array, "*b c"]
+) -> Float[Array, "*b c"]:
+    """log(a / b): 0 where both are zero, very large but finite where one is."""
+    return floored(log_a) - floored(log_b)
+
+
+def infinite_if_missing(
+    log_a: Float[Array, "*b c"], log_b: Float[Array, "*b c"]
+) -> Float[Array, "*b"]:
+    """+inf where b rules out a class that a does not, else 0; to be added to a sum.
+
+    Added, and not selected, so that the gradient is the one that the floor gives:
+    finite, and pointing the right way.
+    """
+    missing = jnp.any(is_zero(log_b) & ~is_zero(log_a), axis=-1)
+    return jnp.where(missing, jnp.inf, 0.0).astype(log_a.dtype)
+
+
+def bregman_sum(
+    a: Float[Array, "*b c"], b: Float[Array, "*b c"], gap: Float[Array, "*b c"]
+) -> Float[Array, "*b"]:
+    """Sum over classes of a gap - a + b, where gap = log(a / b).
+
+    This is KL(a || b), because a and b each sum to 1. Unlike the terms of sum a gap,
+    which are of both signs and cancel, each of these terms is at least 0 and vanishes
+    to second order in the gap; so a rounding error in the gap, or in the sums to 1,
+    costs only its product with the gap. Where the gap is small, -a + b is formed as
+    a expm1(-gap), which does not subtract two numbers that are nearly equal.
+    """
+    near = jnp.abs(gap) < 0.5
+    # Both branches are differentiated: the one not taken must stay finite.
+    small = jnp.where(near, gap, jnp.zeros((), gap.dtype))
+    terms = jnp.where(near, a * (small + jnp.expm1(-small)), a * gap - a + b)
+    return jnp.sum(terms, axis=-1)
+
+
+def kl(log_a: Float[Array, "*b c"], log_b: Float[Array, "*b c"]) -> Float[Array, "*b"]:
+    """KL(a || b), from log-probabilities; +inf where b is zero and a is not."""
+    total = bregman_sum(jnp.exp(log_a), jnp.exp(log_b), log_ratio(log_a, log_b))
+    return total + infinite_if_missing(log_a, log_b)
+
+
+def kl_to_mixture(
+    log_a: Float[Array, "*b c"], log_b: Float[Array, "*b c"], weight: Float[Array, ""]
+) -> Float[Array, "*b"]:
+    """KL(a || weight a + (1 - weight) b): KL(a || b) at weight 0, and 0 at weight 1.
+
+    The log of a over the mixture is formed from r = log(a / b) alone,
+
+        log(a / m) = -log(weight + (1 - weight) e^-r)
+                   = -(log weight + softplus(log(1 - weight) - log weight - r)),
+
+    because log a - log m, with m from logaddexp, loses it when the weight is near 1:
+    it is then of size 1 - weight, under rounding errors of the size of log a.
+    """
+    inside = (weight > 0) & (weight < 1)
+    safe = jnp.where(inside, weight, jnp.full_like(weight, 0.5))
+    log_own, log_other = jnp.log(safe), jnp.log1p(-safe)
+    gap = log_own + jax.nn.softplus(log_other - log_own - log_ratio(log_a, log_b))
+    a, b = jnp.exp(log_a), jnp.exp(log_b)
+    mixed = bregman_sum(a, safe * a + (1 - safe) * b, -gap)
+    ends = jnp.where(weight == 0, kl(log_a, log_b), jnp.zeros_like(mixed))
+    return jnp.where(inside, mixed, ends)

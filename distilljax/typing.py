@@ -1,0 +1,60 @@
+"""What every layer shares: means that are not divided yet, and paths in pytrees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean:
+    """A mean that has not been divided yet: a sum, and how many values it counts.
+
+    Means of unequal parts cannot be averaged, but their sums and counts can be added.
+    So microbatches, shards, hosts and logging windows all exchange this pair, and the
+    division happens once, when a number is shown.
+
+    Attributes:
+      sum: Sum of the values that count.
+      count: How many values count (or the sum of their weights).
+
+    Example:
+      >>> halves = Mean(6.0, 3.0) + Mean(0.0, 1.0)   # means of 2 over 3, and 0 over 1
+      >>> float(halves.value)                         # and not (2 + 0) / 2
+      1.5
+      >>> float(Mean(0.0, 0.0).value)                 # nothing counted
+      0.0
+    """
+
+    # Any, because transformations rebuild this node around whatever they carry: shapes
+    # (jax.eval_shape), shardings, placeholders. The shape checker would refuse those.
+    sum: Any
+    count: Any
+
+    @property
+    def value(self) -> Float[Array, "..."]:
+        """The mean, float32; 0 where nothing was counted."""
+        count = jnp.asarray(self.count, jnp.float32)
+        safe = jnp.where(count == 0, 1.0, count)
+        return jnp.where(count == 0, 0.0, jnp.asarray(self.sum, jnp.float32) / safe)
+
+    def __add__(self, other: Mean) -> Mean:
+        """The mean over both sets of values."""
+        return Mean(self.sum + other.sum, self.count + other.count)
+
+
+def path_of(key_path: Sequence[Any]) -> str:
+    """The path of a leaf as rules and patterns see it: ``layers/0/kernel``.
+
+    Example:
+      >>> tree = {"layers": {0: {"kernel": 1.0}}}
+      >>> [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+      ['layers/0/kernel']
+    """
+    return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")
