@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def fail(
@@ -23,7 +23,7 @@ def fail(
 
 def is_static(x: Any) -> bool:
     """True if the value of ``x`` is known now, outside any trace."""
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def check_logits(function: str, **arrays: Any) -> None:
@@ -66,14 +66,14 @@ def check_logits(function: str, **arrays: Any) -> None:
             continue
         if other[:-1] == shape[:-1]:
             remedy = (
-                f"The last axes (classes) differ: {shape[-1]} and {other[-1]}. Slice the "
-                "padded side to the classes that both know, or check that both models "
-                "were made for the same classes."
+                f"The last axes (classes) differ: {shape[-1]} and {other[-1]}. Slice "
+                "the padded side to the classes that both know, or check that both "
+                "models were made for the same classes."
             )
         else:
             remedy = (
-                "The leading axes differ: check that both models saw the same batch, and "
-                "that neither drops or adds positions."
+                "The leading axes differ: check that both models saw the same batch, "
+                "and that neither drops or adds positions."
             )
         fail(function, argument, f"have the shape of {name}, {shape}", other, remedy)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+Scalar: TypeAlias = int | float | np.number | Real[Array, ""]
+"""One number, known now or traced."""
 
 
 @jax.tree_util.register_dataclass

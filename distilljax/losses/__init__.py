@@ -1,8 +1,8 @@
 """The mathematics: pure functions of arrays, one value for each position.
 
 Student first, teacher second, the rest by keyword. Nothing is averaged and no factor is
-hidden: reduce with `masked_mean`, and multiply by T^2 where you want it. Each loss keeps
-the contract in ``docs/losses.md``, and one test suite holds all of them to it.
+hidden: reduce with `masked_mean`, and multiply by T^2 where you want it. Each loss
+keeps the contract in ``docs/losses.md``, and one test suite holds all of them to it.
 """
 
 from distilljax.losses._cross_entropy import cross_entropy as cross_entropy

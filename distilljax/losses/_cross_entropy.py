@@ -90,9 +90,9 @@ def soft_cross_entropy(
     soft_cross_entropy = -sum over classes of p log q
     p = softmax(teacher / T), q = softmax(student / T)
 
-    Equal to `forward_kl` plus the teacher's entropy, with the same gradient (q - p) / T:
-    it is not 0 at q = p, so prefer the KL where the number is looked at. With the same
-    logits twice it is their entropy.
+    Equal to `forward_kl` plus the teacher's entropy, with the same gradient, namely
+    (q - p) / T: it is not 0 at q = p, so prefer the KL where the number is looked at.
+    With the same logits twice it is their entropy.
 
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
