@@ -1,0 +1,95 @@
+"""Batches for evaluation: every example once, in order, all batches of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from distilljax.data.finish import Batch, Shard, check_shards, scaled
+from distilljax.data.sources import (
+    Arrays,
+    Source,
+    check_examples,
+    check_not_empty,
+    num_classes_of,
+    read_examples,
+)
+
+
+def eval_batches(
+    source: Source,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    scale: float = 1.0,
+    flatten: bool = False,
+) -> Iterator[Batch]:
+    """One pass over a source; the last batch is padded and masked.
+
+    Every process yields the same number of batches, ceil(len(source) / batch_size), so
+    that no process waits for another. Rows of padding have ``loss_mask`` False, inputs
+    and labels 0, and index -1: an evaluation that sums under the mask is exact.
+
+    Args:
+      source: A source (not its config); ``load_in_memory`` it if it is read often.
+      batch_size: Examples in a batch, over all processes; may exceed the source.
+      process_index: Which process this is.
+      process_count: How many processes share each batch.
+      scale: The inputs are divided by this; the same as in training.
+      flatten: Yield [batch, features]; the same as in training.
+
+    Returns:
+      An iterator of dicts of local NumPy arrays: ``inputs`` float32, ``labels`` int32,
+      ``loss_mask`` bool and ``index`` int64.
+
+    Example:
+      >>> source = Arrays(np.ones((3, 1), np.uint8), np.array([5, 6, 7]))
+      >>> for batch in eval_batches(source, 2):
+      ...     print(batch["labels"].tolist(), batch["loss_mask"].tolist())
+      [5, 6] [True, True]
+      [7, 0] [True, False]
+    """
+    check_not_empty("eval_batches", source)
+    check_shards("eval_batches", batch_size, process_index, process_count)
+    shard = Shard(batch_size, process_index, process_count)
+    return _one_pass(source, shard, scale, flatten)
+
+
+def _one_pass(
+    source: Source, shard: Shard, scale: float, flatten: bool
+) -> Iterator[Batch]:
+    for first in range(0, len(source), shard.batch_size):
+        start = first + shard.process_index * shard.rows
+        index = np.arange(start, start + shard.rows)
+        mask = index < len(source)
+        # A process without a row of the last batch still needs the shape of one.
+        real = index[mask] if mask.any() else np.zeros(1, np.int64)
+        inputs, labels = _read(source, real)
+        inputs = scaled(inputs, scale)
+        padded_inputs = np.zeros((shard.rows, *inputs.shape[1:]), np.float32)
+        padded_labels = np.zeros(shard.rows, np.int32)
+        count = int(mask.sum())
+        padded_inputs[:count], padded_labels[:count] = inputs[:count], labels[:count]
+        if flatten:
+            padded_inputs = padded_inputs.reshape(shard.rows, -1)
+        yield {
+            "inputs": padded_inputs,
+            "labels": padded_labels,
+            "loss_mask": mask,
+            "index": np.where(mask, index, -1),
+        }
+
+
+def _read(
+    source: Source, index: Int[np.ndarray, " rows"]
+) -> tuple[np.ndarray, Int[np.ndarray, " rows"]]:
+    if isinstance(source, Arrays):
+        return source.inputs[index], source.labels[index]
+    examples: Sequence = read_examples(source, index.tolist())
+    inputs = np.stack([np.asarray(e["inputs"]) for e in examples])
+    labels = np.array([e["labels"] for e in examples])
+    check_examples("eval_batches", inputs, labels, num_classes_of(source), index)
+    return inputs, labels
