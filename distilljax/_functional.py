@@ -1,0 +1,127 @@
+"""Models as pure functions: an NNX module, or any pytree with a forward of its own.
+
+The step is compiled over plain nested dicts of arrays, which XLA can donate and Orbax
+can save, and which mean the same in the graph mode and in the tree mode of NNX. Here is
+the only place that knows how a module becomes that, and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Batch = Mapping[str, Any]
+PyTree = Any
+Forward = Callable[..., Any]
+# (params, rest, batch, rng) -> (outputs, rest after the call)
+Apply = Callable[[PyTree, PyTree, Batch, jax.Array], tuple[Any, PyTree]]
+
+
+def default_forward(model: Callable[..., Any], batch: Batch) -> Any:
+    """``model(inputs)``, or ``model(tokens, positions, segment_ids)``."""
+    if "inputs" in batch:
+        return model(batch["inputs"])
+    if "tokens" in batch:
+        return model(batch["tokens"], batch.get("positions"), batch.get("segment_ids"))
+    raise ValueError(
+        "default_forward: batch must have 'inputs' or 'tokens', got the keys "
+        f"{sorted(batch)}. Rename the key, or pass student_forward= and "
+        "teacher_forward= functions of (model, batch)."
+    )
+
+
+def default_teacher_forward(model: Callable[..., Any], batch: Batch) -> Any:
+    """``default_forward`` on the teacher's own view of the examples, if any."""
+    if "teacher_inputs" in batch:
+        return model(batch["teacher_inputs"])
+    return default_forward(model, batch)
+
+
+def cast_floating(tree: PyTree, dtype: Any | None) -> PyTree:
+    """Every floating-point array of ``tree`` in ``dtype``; all others as they are."""
+    if dtype is None:
+        return tree
+
+    def cast(x: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        return jnp.asarray(x, dtype) if floating else x
+
+    return jax.tree.map(cast, tree)
+
+
+def _pure_like(state: Any, like: PyTree) -> PyTree:
+    """A state as arrays: plain dicts where ``like`` is one, else a pure State."""
+    return nnx.to_pure_dict(state) if isinstance(like, dict) else nnx.as_pure(state)
+
+
+def split_module(
+    module: nnx.Module, trainable: Any, *, training: bool
+) -> tuple[nnx.GraphDef, PyTree, PyTree]:
+    """The structure of a module, its trainable arrays and its other arrays.
+
+    The structure that comes back is that of the module in training mode, or in
+    inference mode (no dropout, BatchNorm with its running averages). The module itself
+    keeps the mode it is in, and shares its arrays with what is returned.
+    """
+    copy = nnx.merge(*nnx.split(module))
+    if training:
+        copy.train()
+    else:
+        copy.eval()
+    graphdef, params, rest = nnx.split(copy, trainable, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+def module_apply(graphdef: nnx.GraphDef, trainable: Any, forward: Forward) -> Apply:
+    """The pure function of an NNX module: parameters in, outputs and new state out."""
+
+    def apply(params: PyTree, rest: PyTree, batch: Batch, rng: jax.Array):
+        del rng  # a module carries its own random streams, in `rest`
+        # copy=True: else a Variable of an outer trace would be mutated in this one.
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        outputs = forward(model, batch)
+        nnx.pop(model, nnx.Intermediate)  # what was sown is not state
+        return outputs, _pure_like(nnx.split(model, trainable, ...)[2], rest)
+
+    return apply
+
+
+def pytree_apply(forward: Forward) -> Apply:
+    """The pure function of a model that is a pytree and a forward function.
+
+    The forward is ``forward(params, batch)``; or, where there is state besides the
+    parameters (``rest`` is not None), ``forward(params, rest, batch, rng)``, which
+    returns the outputs and the new ``rest``.
+    """
+
+    def apply(params: PyTree, rest: PyTree, batch: Batch, rng: jax.Array):
+        if rest is None:
+            return forward(params, batch), None
+        return forward(params, rest, batch, rng)
+
+    return apply
+
+
+def freeze(
+    teacher: nnx.Module | PyTree, forward: Forward | None
+) -> tuple[Callable[[PyTree, Batch], Any], PyTree]:
+    """A teacher as ``apply(state, batch) -> outputs``, in inference mode; its state."""
+    if isinstance(teacher, nnx.Module):
+        graphdef, state, _ = split_module(teacher, ..., training=False)
+        forward = forward or default_teacher_forward
+
+        def apply(state: PyTree, batch: Batch) -> Any:
+            return forward(nnx.merge(graphdef, state, copy=True), batch)
+
+        return apply, state
+    if forward is None:
+        raise TypeError(
+            "make_distill_step: teacher must be an nnx.Module unless teacher_forward "
+            f"is given, got {type(teacher).__name__}. Pass "
+            "teacher_forward=lambda params, batch: ..."
+        )
+    return forward, teacher

@@ -1,0 +1,122 @@
+"""``distilljax train CONFIG --workdir W``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distilljax.cli.multihost import initialize
+from distilljax.cli.overrides import make_parser, parse, parse_seeds, plan
+from distilljax.evaluation.statistics import paired_difference, spread
+
+DESCRIPTION = """\
+Train the student of a config, or resume: a run that was stopped, killed or preempted
+goes on from its last checkpoint, and a finished one says so.
+
+With --seeds, every arm of the config file is trained with every seed in this process,
+each in W/ARM/seed_N, and compared at the end; `distilljax report W` writes the report.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train one run, or all arms and seeds of a comparison."""
+    parser = make_parser("train", DESCRIPTION)
+    parser.add_argument("--seeds", help="several runs, such as 0..4 or 0,3,7")
+    parser.add_argument(
+        "--arms", help="named variants of the file, such as a,b (default: all)"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="write an XProf trace of 10 steps"
+    )
+    args, experiment, overrides = parse(parser, argv)
+    initialize(args)
+    single = args.seeds is None and args.arms is None
+    seeds = parse_seeds(args.seeds) if args.seeds else [args.seed or 0]
+    arms = None
+    if not single:
+        arms = args.arms.split(",") if args.arms else list(experiment.arms(0)) or None
+    planned = plan(experiment, overrides, seeds=seeds, arms=arms, prog=parser.prog)
+    return _train_all(planned, Path(args.workdir), single, args.profile)
+
+
+def _train_all(planned: Any, root: Path, single: bool, profile: bool) -> int:
+    from distilljax.programs import Programs
+    from distilljax.train import train
+
+    programs = Programs()
+    found = []
+    for number, run in enumerate(planned, start=1):
+        workdir = root if single else root / run.arm / f"seed_{run.seed}"
+        title = run.config.name
+        if not single:
+            title = f"[{number}/{len(planned)}] {title} {run.arm} seed {run.seed}"
+        results = train(
+            run.config,
+            workdir,
+            programs=programs,
+            title=title,
+            arm=run.arm,
+            profile=profile,
+        )
+        if "stopped_at" in results:
+            _say(
+                f"{title}: stopped and saved at step {results['stopped_at']} of "
+                f"{run.config.steps}; the same command resumes."
+            )
+            return 0
+        found.append(results)
+        _say(f"{title}: {_one_line(results)}  ({workdir})")
+    if not single:
+        _compare(found)
+        _say(f"distilljax report {root}   # tables, plots, what was gained and lost")
+    return 0
+
+
+def _one_line(results: dict[str, Any]) -> str:
+    if "student" not in results:
+        return "trained; the config has no test data to measure it on"
+    student, count = results["student"], results["num_examples"]
+    errors = round((1 - student["accuracy"]) * count)
+    parts = [f"test accuracy {student['accuracy']:.4f} ({errors} errors of {count})"]
+    if student["kl_to_teacher"] is not None:
+        parts.append(f"KL to the teacher {student['kl_to_teacher']:.4f} nats")
+    if results["teacher"] is not None:
+        parts.append(f"teacher {results['teacher']['accuracy']:.4f}")
+    done = "already finished, " if results.get("already_finished") else ""
+    return done + ", ".join(parts)
+
+
+def _compare(found: list[dict[str, Any]]) -> None:
+    """Arms beside each other, and each against its baseline, paired by seed."""
+    by_arm: dict[str, dict[int, dict[str, Any]]] = {}
+    for results in found:
+        if "student" in results:
+            by_arm.setdefault(results["arm"], {})[results["seed"]] = results
+    for arm, runs in by_arm.items():
+        accuracy = {seed: r["student"]["accuracy"] for seed, r in runs.items()}
+        found_spread = spread(list(accuracy.values()))
+        line = f"{arm:24} accuracy {found_spread.mean:.4f}"
+        if found_spread.sd is not None:
+            line += f" +- {found_spread.sd:.4f}"
+        baseline = by_arm.get(next(iter(runs.values()))["baseline"] or "", {})
+        seeds = sorted(accuracy.keys() & baseline.keys())
+        if len(seeds) > 1:
+            difference = paired_difference(
+                [accuracy[s] for s in seeds],
+                [baseline[s]["student"]["accuracy"] for s in seeds],
+            )
+            line += (
+                f"   against its baseline {difference.mean:+.4f} "
+                f"[{difference.low:+.4f}, {difference.high:+.4f}] "
+                f"(95 %, {len(seeds)} pairs)"
+            )
+        _say(line)
+
+
+def _say(line: str) -> None:
+    import jax
+
+    if jax.process_index() == 0:
+        print(line, file=sys.stdout, flush=True)

@@ -1,0 +1,287 @@
+"""Configs: a Python file that returns one frozen dataclass.
+
+    def config(seed: int = 0) -> Config: ...                 # required
+    def arms(seed: int = 0) -> dict[str, Config]: ...        # optional, named variants
+
+The parts of a `Config` are frozen dataclasses whose call builds the real thing, so a
+config can be printed, compared, overridden field by field, and saved with its run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from distilljax._checks import fail
+from distilljax.optimizers import AdamW
+from distilljax.sharding import Rule
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: a student, what it learns from, and how.
+
+    Example:
+      >>> from distilljax import models, objectives
+      >>> config = Config(
+      ...     name="example",
+      ...     student=models.MLP(num_features=64, hidden=(32,), num_classes=10),
+      ...     objective=objectives.CrossEntropy(),
+      ...     data=lambda: [],
+      ...     loader=None,
+      ...     steps=100,
+      ... )
+      >>> config.steps
+      100
+    """
+
+    name: str
+    """Name of the experiment; runs of one name are compared with each other."""
+    student: Any
+    """The model: a callable from `nnx.Rngs` to an NNX module."""
+    objective: Any
+    """What is minimised: `(student, teacher, batch) -> {name: Term}`."""
+    data: Any
+    """Training examples: a callable that opens a random-access source."""
+    loader: Any
+    """How examples become batches: order, augmentation, size."""
+    steps: int
+    """Number of updates."""
+    teacher: Any = None
+    """The teacher: a callable that loads an NNX module; None for none."""
+    optimizer: Any = AdamW()  # noqa: RUF009  frozen
+    """Callable that builds the optax transformation."""
+    validation: Any = None
+    """Examples that select the best checkpoint; None selects the last."""
+    test: Any = None
+    """Examples for the results at the end; they never select anything."""
+    seed: int = 0
+    """Seed of the parameters, of dropout, of the order of the data."""
+    trainable: Any = None
+    """NNX filter of what is trained; None is every `nnx.Param`."""
+    student_forward: Any = None
+    """`(model, batch) -> Outputs | logits`; None is `model(batch["inputs"])`."""
+    teacher_forward: Any = None
+    """The same for the teacher; None prefers `batch["teacher_inputs"]`."""
+    accumulate: int = 1
+    """Microbatches per update; the gradient is that of the whole batch."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the forward passes; parameters and losses are float32."""
+    ema_decay: float | None = None
+    """Decay per step of an average of the parameters, which is then what is evaluated;
+    None keeps none."""
+    mesh: str = "data=-1"
+    """Devices by axis, such as "data=4,fsdp=2"; -1 takes the remaining ones."""
+    student_rules: tuple[Rule, ...] = ()
+    """Where the student's parameters lie, by path; else over fsdp, by size."""
+    teacher_rules: tuple[Rule, ...] = ()
+    """The same for the teacher."""
+    log_every_steps: int = 50
+    """Steps between lines of metrics, each the mean over those steps."""
+    eval_every_steps: int = 200
+    """Steps between evaluations on `validation`, each with a checkpoint."""
+    eval_batch_size: int = 256
+    """Examples per batch of an evaluation, over all processes."""
+    checkpoint_every_steps: int = 1000
+    """Steps between further checkpoints."""
+    keep_last: int = 1
+    """How many of the newest checkpoints stay on disk, besides the best."""
+    select: str | None = "accuracy"
+    """Measure on `validation` by which the checkpoint is chosen; None: the last."""
+    select_mode: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest value of `select` is the best."""
+    baseline: str | None = None
+    """Name of the arm that this one is compared with, on the same budget."""
+    description: str = ""
+    """One sentence for the report: what this arm is."""
+    expected: str | None = None
+    """The number that this config should reach, and where it is from."""
+    focus_classes: tuple[int, ...] = ()
+    """Classes whose recall the report shows by itself."""
+
+    def __post_init__(self):
+        for name in (
+            "steps",
+            "accumulate",
+            "log_every_steps",
+            "eval_every_steps",
+            "eval_batch_size",
+            "checkpoint_every_steps",
+            "keep_last",
+        ):
+            if getattr(self, name) < 1:
+                fail(
+                    "Config",
+                    name,
+                    "be at least 1",
+                    getattr(self, name),
+                    "Change it in the config or on the command line.",
+                )
+
+
+# Fields that a resumed run may change: none of them changes what is computed.
+RESUMABLE = frozenset(
+    {
+        "steps",
+        "mesh",
+        "student_rules",
+        "teacher_rules",
+        "teacher",  # the checkpoint knows its fingerprint, wherever it lies
+        "log_every_steps",
+        "checkpoint_every_steps",
+        "keep_last",
+        "baseline",
+        "description",
+        "expected",
+        "focus_classes",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config file: its default config and its arms, as functions of the seed."""
+
+    path: Path
+    config: Callable[[int], Config]
+    arms: Callable[[int], Mapping[str, Config]]
+
+
+@functools.cache
+def load_module(path: Path) -> ModuleType:
+    """Run a Python file as a module, once; for config files and what they share."""
+    name = f"_distilljax_config:{path.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        fail(
+            "load_experiment",
+            "CONFIG",
+            "be a Python file",
+            repr(str(path)),
+            "Pass the path of a config such as configs/digits/few_labels.py.",
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Load a config file."""
+    path = Path(path)
+    module = load_module(path)
+    if not callable(getattr(module, "config", None)):
+        fail(
+            "load_experiment",
+            "CONFIG",
+            "define config(seed=0) -> Config",
+            f"{str(path)!r} without it",
+            "See configs/digits/teacher.py for a short one.",
+        )
+    return Experiment(
+        path=path,
+        config=module.config,
+        arms=getattr(module, "arms", lambda seed=0: {}),
+    )
+
+
+def _reference(x: Any) -> str:
+    module = x.__module__
+    if "<lambda>" in x.__qualname__ or "<locals>" in x.__qualname__:
+        fail(
+            "to_json",
+            "a part of the config",
+            "be importable by name",
+            f"{x.__qualname__} of {module}",
+            "Define it with def or class at the top level of a file.",
+            TypeError,
+        )
+    return f"{module}:{x.__qualname__}"
+
+
+def to_json(x: Any) -> Any:
+    """A config as JSON: dataclasses, functions and classes by their import path."""
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        fields = {f.name: to_json(getattr(x, f.name)) for f in dataclasses.fields(x)}
+        return {"_type": _reference(type(x)), **fields}
+    if isinstance(x, Mapping):
+        return {str(k): to_json(v) for k, v in x.items()}
+    if isinstance(x, tuple | list):
+        return [to_json(v) for v in x]
+    if isinstance(x, functools.partial):
+        inner = {"_partial": to_json(x.func), "args": to_json(x.args)}
+        return {**inner, "keywords": to_json(x.keywords)}
+    if x is None or isinstance(x, bool | int | float | str):
+        return x
+    if isinstance(x, Path):
+        return str(x)
+    if callable(x):
+        return {"_ref": _reference(x)}
+    fail(
+        "to_json",
+        "a part of the config",
+        "be a number, text, tuple, function, class or frozen dataclass",
+        f"{type(x).__name__}: {x!r}",
+        "Pass a dataclass whose call builds the object.",
+        TypeError,
+    )
+
+
+def _import(reference: str) -> Any:
+    module, _, name = reference.rpartition(":")
+    prefix = "_distilljax_config:"
+    if module.startswith(prefix):
+        found: Any = load_module(Path(module.removeprefix(prefix)))
+    else:
+        found = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def from_json(x: Any) -> Any:
+    """The inverse of `to_json`; lists come back as tuples.
+
+    Example:
+      >>> from distilljax.models import MLP
+      >>> spec = MLP(num_features=64, hidden=(32,), num_classes=10)
+      >>> from_json(to_json(spec)) == spec
+      True
+    """
+    if isinstance(x, list):
+        return tuple(from_json(v) for v in x)
+    if not isinstance(x, dict):
+        return x
+    if "_ref" in x:
+        return _import(x["_ref"])
+    if "_partial" in x:
+        func, args = from_json(x["_partial"]), from_json(x["args"])
+        return functools.partial(func, *args, **from_json(x["keywords"]))
+    values = {k: from_json(v) for k, v in x.items() if k != "_type"}
+    if "_type" not in x:
+        return values
+    kind = _import(x["_type"])
+    if not dataclasses.is_dataclass(kind):
+        raise TypeError(f"from_json: _type must be a dataclass, got {x['_type']}.")
+    return kind(**values)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON configs differ, as ``path: old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

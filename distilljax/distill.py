@@ -1,0 +1,428 @@
+"""The distillation step. If you read one file of distilljax, read this one.
+
+    objective(student, teacher, batch) -> {name: Term}
+
+is what a user writes: per-position values, the mask under which they count, a weight.
+The step runs both models, reduces every term by its own global count, differentiates
+once, and updates the student. Where the teacher's outputs come from, it does not know.
+
+`_loss` is the loss; `_gradients` adds gradient accumulation; `_update` is one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int, UInt32
+
+from distilljax._functional import (
+    Apply,
+    Batch,
+    Forward,
+    PyTree,
+    cast_floating,
+    default_forward,
+    freeze,
+    module_apply,
+    pytree_apply,
+    split_module,
+)
+from distilljax.terms import (
+    Outputs,
+    Term,
+    as_outputs,
+    diagnostics,
+    reduce_terms,
+)
+from distilljax.typing import Mean
+
+
+Objective = Callable[[Outputs, Outputs | None, Batch], Mapping[str, Term]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DistillState:
+    """All that training changes, as pytrees of arrays: save this, resume exactly.
+
+    Attributes:
+      params: What is trained.
+      rest: The student's other arrays: frozen parameters, batch statistics, random
+        streams.
+      opt_state: State of the optimizer.
+      step: Number of updates made.
+      rng: Key data of the random stream of pytree models (an NNX module has its own).
+      ema: Exponential moving average of `params`, or None.
+    """
+
+    params: PyTree
+    rest: PyTree
+    opt_state: PyTree
+    step: Int[Array, ""]
+    rng: UInt32[Array, "..."]
+    ema: PyTree = None
+
+
+@dataclass(frozen=True)
+class DistillStep:
+    """One compiled step of distillation. Made by `make_distill_step`.
+
+    `step.pure(state, teacher_state, batch) -> (state, metrics)` is the compiled step
+    over pytrees; `step(student, optimizer, batch) -> metrics` is the same for an NNX
+    module and an `nnx.Optimizer`, which it updates in place.
+    """
+
+    objective: Objective
+    student_forward: Forward
+    teacher_apply: Callable[[PyTree, Batch], Any] | None
+    teacher_state: PyTree
+    student: nnx.Module | None
+    tx: optax.GradientTransformation | None
+    trainable: Any
+    accumulate: int
+    compute_dtype: Any
+    ema_decay: float | None
+    state_shardings: PyTree
+    batch_axes: Any
+    # The moving average of a student that is updated in place; see `ema`.
+    _ema: dict[str, PyTree] = field(default_factory=dict, repr=False)
+
+    # --- the loss ---------------------------------------------------------------------
+
+    def _loss(
+        self,
+        params: PyTree,
+        apply: Apply,
+        rest: PyTree,
+        teacher_state: PyTree,
+        batch: Batch,
+        step: Array,
+        rng: Array,
+        counts: Mapping[str, Array] | None,
+    ) -> tuple[Array, tuple[PyTree, dict[str, Mean], dict[str, Array]]]:
+        """The loss of one (micro)batch; `counts` are the denominators, if known."""
+        seen = cast_floating(batch, self.compute_dtype)
+        outputs, rest = apply(
+            cast_floating(params, self.compute_dtype), rest, seen, rng
+        )
+        student = as_outputs(outputs)
+        teacher = batch.get("teacher")
+        if self.teacher_apply is not None:
+            teacher_params = cast_floating(teacher_state, self.compute_dtype)
+            teacher = as_outputs(self.teacher_apply(teacher_params, seen))
+        teacher = jax.lax.stop_gradient(self._shard_batch(teacher))
+        terms = self.objective(student, teacher, {**batch, "step": step})
+        loss, metrics = reduce_terms(terms, counts)
+        counts = {name: mean.count for name, mean in metrics.items()}
+        metrics |= jax.lax.stop_gradient(diagnostics(student, teacher, batch))
+        return loss, (rest, metrics, counts)
+
+    def _gradients(
+        self, apply: Apply, state: DistillState, teacher_state: PyTree, batch: Batch
+    ) -> tuple[PyTree, PyTree, Array, dict[str, Mean]]:
+        """The gradient over the whole batch, in `accumulate` microbatches."""
+        key = jax.random.wrap_key_data(state.rng)
+        rngs = jax.random.split(jax.random.fold_in(key, state.step), self.accumulate)
+
+        def loss(params, rest, batch, rng, counts):
+            return self._loss(
+                params, apply, rest, teacher_state, batch, state.step, rng, counts
+            )
+
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        if self.accumulate == 1:
+            (total, (rest, metrics, _)), grads = gradient(
+                state.params, state.rest, batch, rngs[0], None
+            )
+            return grads, rest, total, metrics
+
+        parts = jax.tree.map(self._split_batch, batch)
+
+        # First pass: only the denominators. They come from the masks, so the compiler
+        # drops the models from this pass (a mask that does depend on them stays exact).
+        def count(part, rng):
+            return loss(state.params, state.rest, part, rng, None)[1][2]
+
+        counts = jax.lax.map(lambda xs: count(*xs), (parts, rngs))
+        counts = jax.tree.map(lambda x: jnp.sum(x, axis=0), counts)
+
+        # Second pass: each microbatch divided by the count of the whole batch.
+        def accumulate(carry, xs):
+            grads, rest = carry
+            (total, (rest, metrics, _)), new = gradient(state.params, rest, *xs, counts)
+            return (jax.tree.map(jnp.add, grads, new), rest), (total, metrics)
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (grads, rest), stacked = jax.lax.scan(
+            accumulate, (zeros, state.rest), (parts, rngs)
+        )
+        total, metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), stacked)
+        return grads, rest, total, metrics
+
+    # --- one step ---------------------------------------------------------------------
+
+    def _update(
+        self,
+        apply: Apply,
+        tx: optax.GradientTransformation,
+        state: DistillState,
+        teacher_state: PyTree,
+        batch: Batch,
+    ) -> tuple[DistillState, dict[str, Mean]]:
+        grads, rest, loss, metrics = self._gradients(apply, state, teacher_state, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if self.ema_decay is not None:
+            ema = optax.incremental_update(params, ema, 1.0 - self.ema_decay)
+        metrics["loss"] = Mean(loss, jnp.ones(()))
+        metrics["grad_norm"] = Mean(optax.global_norm(grads), jnp.ones(()))
+        new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema)
+        return new, metrics
+
+    # --- the pure layer ---------------------------------------------------------------
+
+    def init(
+        self,
+        student: nnx.Module | PyTree,
+        *,
+        rest: PyTree = None,
+        rng: Array | None = None,
+    ) -> DistillState:
+        """The state before the first step. Pure: may run under `jax.jit`, on a mesh.
+
+        Args:
+          student: The module, or the trainable pytree of a model that is not one.
+          rest: Other arrays of a pytree model; see `make_distill_step`.
+          rng: Key of the random stream of a pytree model; key(0) if None.
+        """
+        if isinstance(student, nnx.Module):
+            _, params, rest = split_module(student, self.trainable, training=True)
+        else:
+            params = student
+        key = jax.random.key(0) if rng is None else rng
+        return DistillState(
+            params=params,
+            rest=rest,
+            opt_state=self._require(self.tx, "tx").init(params),
+            step=jnp.zeros((), jnp.int32),
+            rng=jax.random.key_data(key),
+            # a copy: parameters and average are both donated to the next step
+            ema=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
+        )
+
+    @cached_property
+    def pure(self) -> Callable[..., tuple[DistillState, dict[str, Mean]]]:
+        """`state, metrics = step.pure(state, teacher_state, batch)`, compiled.
+
+        `state` is donated: its buffers become those of the new state.
+        """
+        if self.student is None:
+            apply = pytree_apply(self.student_forward)
+        else:
+            graphdef, _, _ = split_module(self.student, self.trainable, training=True)
+            apply = module_apply(graphdef, self.trainable, self.student_forward)
+        update = partial(self._update, apply, self._require(self.tx, "tx"))
+        if self.state_shardings is None:
+            return jax.jit(update, donate_argnums=0)
+        # The state keeps its shardings, so the second step is the same program.
+        return jax.jit(
+            update, donate_argnums=0, out_shardings=(self.state_shardings, None)
+        )
+
+    # --- the NNX layer ----------------------------------------------------------------
+
+    @cached_property
+    def _compiled(self) -> Callable[..., tuple[DistillState, dict[str, Mean]]]:
+        def update(graphdef, tx, trainable, state, teacher_state, batch):
+            apply = module_apply(graphdef, trainable, self.student_forward)
+            return self._update(apply, tx, state, teacher_state, batch)
+
+        return jax.jit(update, static_argnums=(0, 1, 2), donate_argnums=3)
+
+    def __call__(
+        self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
+    ) -> dict[str, Mean]:
+        """Update the student and the optimizer in place; return the metrics."""
+        if optimizer.wrt != self.trainable:
+            raise ValueError(
+                "DistillStep: optimizer.wrt must be the step's trainable filter, "
+                f"{self.trainable}, got {optimizer.wrt}. Pass trainable= to "
+                "make_distill_step, or wrt= to nnx.Optimizer."
+            )
+        graphdef, params, rest = nnx.split(student, self.trainable, ...)
+        params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+        self._refuse_shared_buffers((params, rest))
+        if self.ema_decay is not None and "params" not in self._ema:
+            self._ema["params"] = jax.tree.map(jnp.copy, params)
+        state = DistillState(
+            params=params,
+            rest=rest,
+            opt_state=nnx.as_pure(optimizer.opt_state),
+            step=optimizer.step[...],
+            rng=jax.random.key_data(jax.random.key(0)),
+            ema=self._ema.get("params"),
+        )
+        state, metrics = self._compiled(
+            graphdef, optimizer.tx, self.trainable, state, self.teacher_state, batch
+        )
+        nnx.update(student, state.params, state.rest)
+        nnx.update(optimizer.opt_state, nnx.state(state.opt_state))
+        optimizer.step[...] = state.step
+        if self.ema_decay is not None:
+            self._ema["params"] = state.ema
+        return metrics
+
+    @property
+    def ema(self) -> PyTree:
+        """The moving average of a student that is updated in place; None before."""
+        return self._ema.get("params")
+
+    # --- small things -----------------------------------------------------------------
+
+    def _split_batch(self, x: Array) -> Array:
+        """[batch, ...] -> [accumulate, batch / accumulate, ...], within each shard."""
+        if x.shape[0] % self.accumulate:
+            raise ValueError(
+                f"DistillStep: batch must be divisible by accumulate={self.accumulate}"
+                f", got {x.shape[0]} examples. Change the batch size or accumulate."
+            )
+        # Every n-th example, not every n-th block: blocks live on other devices.
+        return jnp.swapaxes(x.reshape(-1, self.accumulate, *x.shape[1:]), 0, 1)
+
+    def _shard_batch(self, outputs: Outputs | None) -> Outputs | None:
+        """The teacher's outputs stay sharded as the batch is, never replicated."""
+        if self.batch_axes is None:
+            return outputs
+        free = jax.sharding.PartitionSpec.UNCONSTRAINED
+
+        def constrain(x: Array) -> Array:
+            spec = jax.sharding.PartitionSpec(self.batch_axes, *[free] * (x.ndim - 1))
+            return jax.lax.with_sharding_constraint(x, spec)
+
+        return jax.tree.map(constrain, outputs)
+
+    def _refuse_shared_buffers(self, student: PyTree) -> None:
+        teacher = {id(x) for x in jax.tree.leaves(self.teacher_state)}
+        if any(id(x) in teacher for x in jax.tree.leaves(student)):
+            raise ValueError(
+                "DistillStep: student must not share arrays with the teacher, got a "
+                "module that does (the student's are overwritten in place). Copy it: "
+                "nnx.update(student, jax.tree.map(jnp.copy, nnx.state(student)))."
+            )
+
+    def _require(self, value: Any, name: str) -> Any:
+        if value is None:
+            raise ValueError(
+                f"DistillStep: {name} must be given to make_distill_step to use "
+                f"step.init or step.pure, got None. Pass {name}=..., or call "
+                "step(student, optimizer, batch) with an NNX module."
+            )
+        return value
+
+
+def make_distill_step(
+    objective: Objective,
+    teacher: nnx.Module | PyTree | None = None,
+    *,
+    student_forward: Forward | None = None,
+    teacher_forward: Forward | None = None,
+    student: nnx.Module | None = None,
+    tx: optax.GradientTransformation | None = None,
+    trainable: Any = nnx.Param,
+    accumulate: int = 1,
+    compute_dtype: Any | None = None,
+    ema_decay: float | None = None,
+    state_shardings: PyTree | None = None,
+    batch_axes: Any | None = None,
+) -> DistillStep:
+    """Make the step that trains a student on a teacher's outputs.
+
+    The teacher is frozen: put in inference mode, outside the gradient, passed to the
+    compiled step as an argument and never returned by it.
+
+    Args:
+      objective: `(student, teacher, batch) -> {name: Term}`, see `objectives`. The
+        batch it sees has one more key, `step`: the number of updates made so far, for
+        schedules.
+      teacher: An `nnx.Module`, any pytree (with `teacher_forward`), or None if the
+        objective needs no teacher or the batch has its outputs under `teacher`.
+      student_forward: `(model, batch) -> Outputs | logits`. For a student that is no
+        NNX module: `(params, batch)`; or `(params, rest, batch, rng) -> (outputs,
+        rest)` if `init` was given a `rest`. Default: `model(batch["inputs"])`, or
+        `model(batch["tokens"], positions, segment_ids)`.
+      teacher_forward: The same for the teacher; the default prefers
+        `batch["teacher_inputs"]` where the data has them.
+      student: The student's structure for `step.pure`: a module, abstract or real; None
+        for a pytree, and for `step(student, optimizer, batch)`.
+      tx: The optimizer, for `step.init` and `step.pure`.
+      trainable: NNX filter of what is trained; all else of the student is frozen.
+      accumulate: Number of microbatches. Gradients equal those of the whole batch:
+        every term is divided by its count over all of them.
+      compute_dtype: Type of the forward passes (`jnp.bfloat16`); parameters, gradients
+        and losses stay float32.
+      ema_decay: Decay of a moving average of the parameters; None keeps none.
+      state_shardings: Shardings of the `DistillState`, as a pytree of it.
+      batch_axes: Mesh axes over which the batch is sharded; the teacher's outputs are
+        held to it. Needs a mesh set by `jax.set_mesh`.
+
+    Returns:
+      The step: `step(student, optimizer, batch)`, or `step.pure(state,
+      step.teacher_state, batch)` with `state = step.init(student)`.
+
+    Example:
+      >>> from distilljax import objectives
+      >>> teacher = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+      >>> student = nnx.Linear(4, 3, rngs=nnx.Rngs(1))
+      >>> optimizer = nnx.Optimizer(student, optax.adam(0.1), wrt=nnx.Param)
+      >>> step = make_distill_step(objectives.LogitKD(ce_weight=0.0), teacher)
+      >>> batch = {"inputs": jnp.eye(4)}
+      >>> first = step(student, optimizer, batch)["kl"].value
+      >>> for _ in range(100):
+      ...     metrics = step(student, optimizer, batch)
+      >>> bool(metrics["kl"].value < 0.01 * first)
+      True
+    """
+    if accumulate < 1:
+        raise ValueError(
+            f"make_distill_step: accumulate must be at least 1, got {accumulate}. "
+            "It is the number of microbatches in a batch."
+        )
+    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
+        raise ValueError(
+            f"make_distill_step: ema_decay must lie in [0, 1), got {ema_decay}. "
+            "Use 0.999 or so, or None for no average."
+        )
+    apply, state = (None, None) if teacher is None else freeze(teacher, teacher_forward)
+    return DistillStep(
+        objective=objective,
+        student_forward=student_forward or default_forward,
+        teacher_apply=apply,
+        teacher_state=state,
+        student=student,
+        tx=tx,
+        trainable=trainable,
+        accumulate=accumulate,
+        compute_dtype=compute_dtype,
+        ema_decay=ema_decay,
+        state_shardings=state_shardings,
+        batch_axes=batch_axes,
+    )
+
+
+__all__ = [
+    "DistillState",
+    "DistillStep",
+    "Objective",
+    "Outputs",
+    "Term",
+    "make_distill_step",
+    "reduce_terms",
+]

@@ -1,0 +1,104 @@
+"""A student measured on a data set, beside its teacher: exact sums over all examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from distilljax._functional import (
+    Forward,
+    PyTree,
+    default_forward,
+    split_module,
+)
+from distilljax.evaluation.measures import measure, summarize
+from distilljax.sharding import replicated
+from distilljax.terms import as_outputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `Evaluator` returns: numbers by name, and the predictions in order."""
+
+    student: dict[str, Any]
+    teacher: dict[str, Any] | None
+    labels: np.ndarray
+    student_predictions: np.ndarray
+    teacher_predictions: np.ndarray | None
+
+
+class Evaluator:
+    """A compiled evaluation of one student structure against one teacher.
+
+    Args:
+      student: The student's structure, abstract or real.
+      teacher_apply: `(state, batch) -> outputs` of the frozen teacher, or None.
+      student_forward: `(model, batch) -> Outputs | logits`.
+      mesh: Devices to run on; batches are sharded over `data` and `fsdp`.
+      trainable: The filter by which the student's state was split.
+    """
+
+    def __init__(
+        self,
+        student: nnx.Module,
+        teacher_apply: Callable[[PyTree, Any], Any] | None,
+        *,
+        mesh: Mesh,
+        student_forward: Forward | None = None,
+        trainable: Any = nnx.Param,
+    ):
+        graphdef, _, _ = split_module(student, trainable, training=False)
+        forward = student_forward or default_forward
+
+        def run(params, rest, teacher_state, batch):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            z = as_outputs(forward(model, batch)).logits
+            v = None
+            if teacher_apply is not None:
+                v = as_outputs(teacher_apply(teacher_state, batch)).logits
+            where, labels = batch["loss_mask"], batch["labels"]
+            return (
+                measure(z, v, labels, where),
+                None if v is None else measure(v, None, labels, where),
+                jnp.argmax(z, axis=-1),
+                None if v is None else jnp.argmax(v, axis=-1),
+                labels,
+                where,
+            )
+
+        # Replicated: a handful of sums, and one integer per example.
+        self._run = jax.jit(run, out_shardings=replicated(mesh))
+
+    def __call__(
+        self, params: PyTree, rest: PyTree, teacher_state: PyTree, batches: Iterable
+    ) -> Evaluation:
+        """Run over device batches that have `inputs`, `labels` and `loss_mask`."""
+        results = [self._run(params, rest, teacher_state, batch) for batch in batches]
+        if not results:
+            raise ValueError(
+                "Evaluator: batches must hold at least one batch, got none. Check that "
+                "the split is not empty."
+            )
+        sums, teacher_sums, z, v, labels, where = zip(
+            *jax.device_get(results), strict=True
+        )
+        keep = np.concatenate(where).astype(bool)
+
+        def total(parts):
+            return jax.tree.map(lambda *xs: np.sum(np.stack(xs), axis=0), *parts)
+
+        has_teacher = teacher_sums[0] is not None
+        return Evaluation(
+            student=summarize(total(sums)),
+            teacher=summarize(total(teacher_sums)) if has_teacher else None,
+            labels=np.concatenate(labels)[keep],
+            student_predictions=np.concatenate(z)[keep],
+            teacher_predictions=np.concatenate(v)[keep] if has_teacher else None,
+        )

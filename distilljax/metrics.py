@@ -1,0 +1,219 @@
+"""What a run writes while it trains: windows of means, to disk and to the terminal.
+
+The loop never waits for a number: metrics stay on the devices until a window is full.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import jax
+import numpy as np
+
+from distilljax.typing import Mean
+
+Record = dict[str, Any]
+
+
+class Window:
+    """The metrics of the steps since the last flush, still on the devices."""
+
+    def __init__(self):
+        self._pending: list[tuple[int, dict[str, Mean], np.ndarray | None]] = []
+        self._examples = 0
+        self._since = time.perf_counter()
+
+    def add(
+        self, step: int, metrics: dict[str, Mean], index: np.ndarray | None, size: int
+    ) -> None:
+        """Remember a step; `index` are the examples of its batch, for error messages."""
+        self._pending.append((step, metrics, index))
+        self._examples += size
+
+    def flush(self) -> Record:
+        """Fetch, check and average the window; empty if there was no step.
+
+        Raises:
+          NonFiniteError: a loss or a gradient is nan or inf; names the first such step.
+        """
+        if not self._pending:
+            return {}
+        steps, metrics, indices = zip(*self._pending, strict=True)
+        fetched = jax.device_get(list(metrics))
+        self._pending = []
+        for step, found, index in zip(steps, fetched, indices, strict=True):
+            for name in ("loss", "grad_norm"):
+                if not np.isfinite(found[name].sum):
+                    raise NonFiniteError(name, float(found[name].sum), step, index)
+        now = time.perf_counter()
+        rate = self._examples / max(now - self._since, 1e-9)
+        self._since, self._examples = now, 0
+        means = {
+            name: float(
+                sum(np.float64(m[name].sum) for m in fetched)
+                / max(sum(np.float64(m[name].count) for m in fetched), 1e-30)
+            )
+            for name in fetched[0]
+        }
+        return {"step": steps[-1], **means, "examples_per_second": rate}
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or the gradient is nan or inf: training stops before anything is saved.
+
+    Attributes:
+      step: The update at which it happened.
+      index: Positions in the source of the examples of that batch, if known.
+    """
+
+    def __init__(self, name: str, value: float, step: int, index: np.ndarray | None):
+        self.step = step
+        self.index = index
+        super().__init__(f"train: {name} must be finite, got {value} at step {step}.")
+
+
+class Writer(Protocol):
+    """Where records go: one dict per window or evaluation."""
+
+    def write(self, record: Record) -> None:
+        """Take a record with `step`, `seconds`, `split` and the metrics by name."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class JsonlWriter:
+    """One JSON object per line. What lies beyond `resume_step` is from a killed run."""
+
+    def __init__(self, path: Path, resume_step: int):
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # cut off by a kill
+                    continue
+                if record["step"] <= resume_step:
+                    kept.append(line + "\n")
+            write_atomically(path, "".join(kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, record: Record) -> None:
+        """Append one line; nan and inf as null, so that any reader reads it."""
+        clean = {
+            k: None if isinstance(v, float) and not np.isfinite(v) else v
+            for k, v in record.items()
+        }
+        self._file.write(json.dumps(clean) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Scalars for TensorBoard, in the run's folder."""
+
+    def __init__(self, directory: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, record: Record) -> None:
+        """One scalar per metric, under its split."""
+        for name, value in record.items():
+            if isinstance(value, float) and name != "seconds":
+                tag = f"{record['split']}/{name}"
+                self._writer.add_scalar(tag, value, record["step"])
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class ConsoleWriter:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, title: str, num_steps: int, start: int, stream: TextIO):
+        self._title = title
+        self._num_steps = num_steps
+        self._stream = stream
+        self._bar = None
+        if stream.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.progress import TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task(
+                title, total=num_steps, completed=start, line=""
+            )
+            self._bar.start()
+
+    def write(self, record: Record) -> None:
+        """Show the record."""
+        line = format_record(record)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["step"], line=line)
+        else:
+            where = f"{self._title}  step {record['step']}/{self._num_steps}"
+            print(f"{where}  {line}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def format_record(record: Mapping[str, Any]) -> str:
+    """The metrics of a record in one line.
+
+    Example:
+      >>> format_record({"step": 5, "split": "train", "loss": 0.12345, "kl": 3e-5})
+      'train loss 0.1235  kl 3.000e-05'
+    """
+    skip = ("step", "seconds", "split")
+    shown = [
+        f"{k} {v:.4f}" if v == 0 or 1e-3 <= abs(v) < 1e4 else f"{k} {v:.3e}"
+        for k, v in record.items()
+        if k not in skip and isinstance(v, int | float)
+    ]
+    return f"{record['split']} " + "  ".join(shown)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: under another name first, then renamed."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_writers(
+    workdir: Path, title: str, num_steps: int, start: int
+) -> tuple[Writer, ...]:
+    """The writers of a run; none on processes other than the first."""
+    if jax.process_index() != 0:
+        return ()
+    return (
+        JsonlWriter(workdir / "metrics.jsonl", start),
+        TensorBoardWriter(workdir / "tensorboard"),
+        ConsoleWriter(title, num_steps, start, sys.stderr),
+    )

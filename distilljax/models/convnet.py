@@ -1,0 +1,67 @@
+"""A small convolutional network: blocks of convolution, BatchNorm, ReLU and pooling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class ConvNet:
+    """How to build a `ConvNetModule`: call it with random streams.
+
+    Example:
+      >>> model = ConvNet(channels=(8, 16), num_classes=10)(nnx.Rngs(0))
+      >>> model(jnp.zeros((2, 28, 28, 1))).shape
+      (2, 10)
+    """
+
+    num_classes: int
+    """Width of the output."""
+    channels: tuple[int, ...] = (32, 64)
+    """Channels of each block; each halves height and width."""
+    in_channels: int = 1
+    """Channels of the images."""
+    dropout: float = 0.0
+    """Probability of dropping a pooled feature in training."""
+
+    def __call__(self, rngs: nnx.Rngs) -> ConvNetModule:
+        """The module with fresh parameters."""
+        return ConvNetModule(self, rngs)
+
+
+class ConvNetModule(nnx.Module):
+    """Blocks, an average over the image, and a linear layer."""
+
+    def __init__(self, spec: ConvNet, rngs: nnx.Rngs):
+        widths = (spec.in_channels, *spec.channels)
+        self.convs = nnx.List(
+            nnx.Conv(
+                a,
+                b,
+                (3, 3),
+                use_bias=False,
+                kernel_init=nnx.initializers.he_normal(),
+                rngs=rngs,
+            )
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.norms = nnx.List(
+            nnx.BatchNorm(width, momentum=0.9, rngs=rngs) for width in spec.channels
+        )
+        self.dropout = nnx.Dropout(spec.dropout, rngs=rngs) if spec.dropout else None
+        self.head = nnx.Linear(spec.channels[-1], spec.num_classes, rngs=rngs)
+
+    def __call__(
+        self, x_bhwc: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """Logits of a batch of images."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x_bhwc = nnx.relu(norm(conv(x_bhwc)))
+            x_bhwc = nnx.max_pool(x_bhwc, (2, 2), strides=(2, 2))
+        x_bc = jnp.mean(x_bhwc, axis=(1, 2))
+        x_bc = self.dropout(x_bc) if self.dropout is not None else x_bc
+        return self.head(x_bc)

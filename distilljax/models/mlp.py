@@ -1,0 +1,64 @@
+"""A multilayer perceptron over flattened examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class MLP:
+    """How to build a `MLPModule`: call it with random streams.
+
+    Example:
+      >>> model = MLP(num_features=64, hidden=(32,), num_classes=10)(nnx.Rngs(0))
+      >>> model(jnp.zeros((2, 8, 8, 1))).shape
+      (2, 10)
+    """
+
+    num_features: int
+    """Values per example, flattened."""
+    hidden: tuple[int, ...]
+    """Widths of the hidden layers."""
+    num_classes: int
+    """Width of the output."""
+    input_dropout: float = 0.0
+    """Probability of dropping an input value in training."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden value in training."""
+
+    def __call__(self, rngs: nnx.Rngs) -> MLPModule:
+        """The module with fresh parameters."""
+        return MLPModule(self, rngs)
+
+
+class MLPModule(nnx.Module):
+    """Linear layers with ReLU and dropout between them."""
+
+    def __init__(self, spec: MLP, rngs: nnx.Rngs):
+        widths = (spec.num_features, *spec.hidden, spec.num_classes)
+        self.layers = nnx.List(
+            nnx.Linear(a, b, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        rates = (spec.input_dropout, *[spec.dropout] * len(spec.hidden))
+        # no module where nothing is dropped: it would carry a random stream
+        self.dropouts = nnx.List(
+            nnx.Dropout(rate, rngs=rngs) if rate else None for rate in rates
+        )
+
+    def __call__(
+        self, x: Float[Array, "batch *example"]
+    ) -> Float[Array, "batch classes"]:
+        """Logits of a batch of examples, which are flattened first."""
+        x = jnp.reshape(x, (x.shape[0], -1))
+        for i, (layer, dropout) in enumerate(
+            zip(self.layers, self.dropouts, strict=True)
+        ):
+            x = nnx.relu(x) if i else x
+            x = dropout(x) if dropout is not None else x
+            x = layer(x)
+        return x

@@ -1,0 +1,149 @@
+"""Objectives: functions ``(student, teacher, batch) -> {name: Term}``.
+
+An objective is any such function; those here are frozen dataclasses, so that a config
+can hold them, print them and override their fields. A weight or a temperature is a
+number or a schedule: a function of the number of updates made so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Float
+
+from distilljax import losses
+from distilljax._checks import check_temperature, fail
+from distilljax._functional import Batch
+from distilljax.terms import Outputs, Term
+
+Schedule = Callable[[Any], Any]
+Divergence = Callable[..., Float[Array, "*batch"]]
+
+
+def value_at(value: float | Schedule, batch: Batch) -> Any:
+    """A number, or what a schedule gives at ``batch["step"]``.
+
+    Example:
+      >>> value_at(2.0, {}), value_at(lambda step: 0.5 * step, {"step": 8})
+      (2.0, 4.0)
+    """
+    return value(batch["step"]) if callable(value) else value
+
+
+def _logits(function: str, outputs: Outputs | None, whose: str) -> Array:
+    if outputs is None or outputs.logits is None:
+        fail(
+            function,
+            whose,
+            "have logits",
+            "none",
+            "Give make_distill_step a teacher whose forward returns logits, or put "
+            "Outputs under batch['teacher'].",
+        )
+    return outputs.logits
+
+
+def _labels(function: str, batch: Batch) -> Array:
+    if "labels" not in batch:
+        fail(
+            function,
+            "batch",
+            "have 'labels'",
+            f"the keys {sorted(batch)}",
+            "Set ce_weight=0 to learn from the teacher alone.",
+        )
+    return batch["labels"]
+
+
+@dataclass(frozen=True)
+class LogitKD:
+    """The teacher's distribution, and the labels: Hinton's distillation.
+
+    loss = kd_weight * T^2 * divergence(student / T, teacher / T)
+           + ce_weight * cross_entropy(student, labels)
+
+    The factor T^2 keeps the gradient of the soft term at the size of the hard one when
+    the temperature changes. The mask is ``batch["loss_mask"]``, if there is one.
+
+    Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
+    2015, arXiv 1503.02531, section 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> logits = Outputs(jnp.array([[2.0, 1.0, 0.0, -1.0]]))
+      >>> student = Outputs(jnp.array([[0.5, 1.0, 0.0, 0.0]]))
+      >>> terms = LogitKD(temperature=2.0, ce_weight=0.0)(student, logits, {})
+      >>> round(float(terms["kd"].weight * terms["kd"].mean().value), 6)
+      0.396319
+    """
+
+    temperature: float | Schedule = 1.0
+    """Softens both distributions; 1 is the models' own."""
+    kd_weight: float | Schedule = 1.0
+    """Weight of the teacher's term, before T^2."""
+    ce_weight: float | Schedule = 0.0
+    """Weight of the cross-entropy with the labels, at temperature 1; 0 needs none."""
+    divergence: Divergence = losses.forward_kl
+    """Any divergence of `distilljax.losses` that takes a temperature."""
+
+    def __post_init__(self):
+        if not callable(self.temperature):
+            check_temperature("LogitKD", self.temperature)
+
+    def __call__(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch
+    ) -> dict[str, Term]:
+        """The terms ``kd`` and, where it has a weight, ``ce``."""
+        where = batch.get("loss_mask")
+        temperature = value_at(self.temperature, batch)
+        z = _logits("LogitKD", student, "student")
+        v = _logits("LogitKD", teacher, "teacher")
+        soft = self.divergence(z, v, temperature=temperature, where=where)
+        kd_weight = value_at(self.kd_weight, batch) * temperature**2
+        terms = {"kd": Term(soft, where, kd_weight)}
+        if callable(self.ce_weight) or self.ce_weight != 0:
+            hard = losses.cross_entropy(z, _labels("LogitKD", batch), where=where)
+            terms["ce"] = Term(hard, where, value_at(self.ce_weight, batch))
+        return terms
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The labels alone: how a teacher is trained, and the baseline without a teacher.
+
+    loss = cross_entropy(student, labels)
+
+    Reference: the negative log-likelihood; label smoothing after Szegedy et al.,
+    "Rethinking the Inception Architecture", CVPR 2016, section 7.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> student = Outputs(jnp.array([[0.0, 0.0]]))
+      >>> terms = CrossEntropy()(student, None, {"labels": jnp.array([1])})
+      >>> round(float(terms["ce"].mean().value), 4)      # log 2
+      0.6931
+    """
+
+    uses_teacher: ClassVar[bool] = False
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
+
+    def __call__(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch
+    ) -> dict[str, Term]:
+        """The term ``ce``."""
+        del teacher
+        where = batch.get("loss_mask")
+        values = losses.cross_entropy(
+            _logits("CrossEntropy", student, "student"),
+            _labels("CrossEntropy", batch),
+            label_smoothing=self.label_smoothing,
+            where=where,
+        )
+        return {"ce": Term(values, where)}
+
+
+__all__ = ["CrossEntropy", "Divergence", "LogitKD", "Schedule", "value_at"]

@@ -1,0 +1,138 @@
+"""What a model says (`Outputs`), and what an objective makes of it (`Term`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from distilljax import losses
+from distilljax._functional import Batch
+from distilljax.typing import Mean
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says about a batch.
+
+    Attributes:
+      logits: Unnormalised log-probabilities, shape [batch, ..., classes].
+      features: Named intermediate arrays, for losses that compare them.
+
+    Example:
+      >>> Outputs(logits=jnp.zeros((2, 10))).logits.shape
+      (2, 10)
+    """
+
+    logits: Float[Array, "*batch classes"] | None = None
+    features: Mapping[str, Array] = field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss, not yet reduced.
+
+    Attributes:
+      values: One value per position, any shape; or a `Mean`, where a loss has already
+        summed and counted (`where` is None then).
+      where: Which positions count: boolean, of the shape of `values`; None is all.
+      weight: Factor of this term in the loss; may be traced.
+
+    Example:
+      >>> term = Term(jnp.array([1.0, 3.0, 99.0]), jnp.array([True, True, False]))
+      >>> float(term.mean().value)
+      2.0
+    """
+
+    values: Float[Array, "..."] | Mean
+    where: Array | None = None
+    weight: Float[Array, ""] | float = 1.0
+
+    def mean(self) -> Mean:
+        """The sum of the values that count, and their count."""
+        if isinstance(self.values, Mean):
+            if self.where is not None:
+                raise ValueError(
+                    "Term: where must be None when values is a Mean, got a mask. "
+                    "Apply the mask where the sum and the count are made."
+                )
+            return self.values
+        total = losses.masked_sum(self.values, self.where)
+        if self.where is None:
+            return Mean(total, jnp.asarray(self.values.size, jnp.float32))
+        return Mean(total, jnp.sum(self.where, dtype=jnp.float32))
+
+
+def reduce_terms(
+    terms: Mapping[str, Term], counts: Mapping[str, Float[Array, ""]] | None = None
+) -> tuple[Float[Array, ""], dict[str, Mean]]:
+    """Add up the terms of an objective, each a mean over its own valid positions.
+
+    loss = sum over terms of weight * (sum of the values that count) / count
+
+    Args:
+      terms: The terms by name.
+      counts: Denominators by name, where they are not those of `terms` themselves
+        (a microbatch is divided by the count of the whole batch).
+
+    Returns:
+      The loss, float32 scalar; and each term unweighted, as a `Mean` without gradient.
+
+    Example:
+      >>> terms = {"kd": Term(jnp.array([1.0, 3.0]), weight=2.0),
+      ...          "ce": Term(jnp.array([5.0, 7.0]), jnp.array([True, False]))}
+      >>> loss, metrics = reduce_terms(terms)
+      >>> float(loss), float(metrics["ce"].value)     # 2 * 2 + 5
+      (9.0, 5.0)
+    """
+    if not terms:
+        raise ValueError(
+            "reduce_terms: terms must have at least one term, got none. Return "
+            "{'name': Term(values, where, weight)} from the objective."
+        )
+    loss = jnp.zeros((), jnp.float32)
+    metrics = {}
+    for name, term in terms.items():
+        mean = term.mean()
+        count = mean.count if counts is None else counts[name]
+        loss += term.weight * Mean(mean.sum, jax.lax.stop_gradient(count)).value
+        metrics[name] = jax.lax.stop_gradient(mean)
+    return loss, metrics
+
+
+def as_outputs(outputs: Any) -> Outputs:
+    """Bare logits are outputs too."""
+    return outputs if isinstance(outputs, Outputs) else Outputs(logits=outputs)
+
+
+def diagnostics(
+    student: Outputs, teacher: Outputs | None, batch: Batch
+) -> dict[str, Mean]:
+    """What is always logged of two sets of logits, at temperature 1, in nats."""
+    z = student.logits
+    v = None if teacher is None else teacher.logits
+    if z is None:
+        return {}
+    positions = z.shape[:-1]
+
+    def mean(values: Array) -> Mean:
+        where = batch.get("loss_mask")
+        where = where if where is not None and where.shape == positions else None
+        return Term(values, where).mean()
+
+    top_z = jnp.argmax(z, axis=-1)
+    metrics = {"student_entropy": mean(losses.soft_cross_entropy(z, z))}
+    if (labels := batch.get("labels")) is not None and labels.shape == positions:
+        metrics["accuracy"] = mean((top_z == labels).astype(jnp.float32))
+    if v is not None and v.shape == z.shape:
+        agree = (top_z == jnp.argmax(v, axis=-1)).astype(jnp.float32)
+        metrics["agreement"] = mean(agree)
+        metrics["kl"] = mean(losses.forward_kl(z, v))
+        metrics["teacher_entropy"] = mean(losses.soft_cross_entropy(v, v))
+    return metrics
