@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# Run a distilljax command on the GPUs of one node or several: one process per node.
+set -euo pipefail
+
+usage() {
+    cat <<'EOF'
+Run a distilljax command on GPUs, one process per node with all GPUs of the node.
+
+usage: scripts/gpu.sh [OPTION]... -- ARGUMENT...
+
+where it runs
+  under SLURM          on every node of the allocation, through srun
+  with --hosts A,B,... on these hosts, through ssh; the first is the coordinator
+  otherwise            here, on this node
+
+options
+  --hosts A,B,...   host names that ssh reaches without asking for anything
+  --dir DIR         where the checkout lies on every host (default: where it lies here)
+  --port PORT       free port of the coordinator (default 8476)
+  --dry-run         print the commands, and execute nothing
+  --help            print this
+
+On several nodes the command gets --multihost, and each process finds its place in the
+environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The working
+directory has to be one that all nodes share. When one process fails, the others are
+stopped. .venv/bin/distilljax of the checkout is used if it is there, else the one on
+PATH; `scripts/setup_vm.sh cuda` makes it.
+
+Exit code: 0 when every process ended well, 2 for a wrong call, otherwise that of the
+process that failed first.
+
+example
+  scripts/gpu.sh --hosts node1,node2 \
+      -- train configs/digits/few_labels.py --workdir /shared/run --sharding.mesh=data=16
+EOF
+}
+
+wrong_call() {
+    printf 'gpu.sh: %s\ngpu.sh: see scripts/gpu.sh --help\n' "$1" >&2
+    exit 2
+}
+
+parse() {
+    hosts=() dir='' port=8476 dry_run='' arguments=()
+    while (($#)); do
+        if [[ $1 == --?*=* ]]; then
+            set -- "${1%%=*}" "${1#*=}" "${@:2}"
+        fi
+        case $1 in
+            --hosts)
+                [[ ${2-} =~ ^[A-Za-z0-9._@-]+(,[A-Za-z0-9._@-]+)*$ && ${2-} != -* ]] \
+                    || wrong_call "--hosts needs host names with commas between, got '${2-}'"
+                IFS=, read -r -a hosts <<<"$2"
+                shift 2
+                ;;
+            --dir)
+                [[ -n ${2-} ]] || wrong_call "--dir needs a directory"
+                dir=$2
+                shift 2
+                ;;
+            --port)
+                [[ ${2-} =~ ^[0-9]+$ ]] || wrong_call "--port needs a number, got '${2-}'"
+                port=$2
+                shift 2
+                ;;
+            --dry-run)
+                dry_run=yes
+                shift
+                ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
+            --)
+                arguments=("${@:2}")
+                break
+                ;;
+            *) wrong_call "unknown argument '$1' (distilljax's own go after --)" ;;
+        esac
+    done
+    ((${#arguments[@]})) || wrong_call "a distilljax command is needed after --"
+}
+
+execute() {
+    if [[ -n $dry_run ]]; then
+        printf '%q ' "$@"
+        printf '\n'
+    else
+        "$@"
+    fi
+}
+
+run_here() {
+    cd "$dir"
+    execute "$(executable)" "${arguments[@]}"
+}
+
+executable() {
+    if [[ -x $dir/.venv/bin/distilljax ]]; then
+        echo "$dir/.venv/bin/distilljax"
+    else
+        echo distilljax
+    fi
+}
+
+# jax finds its place under SLURM by itself, but takes one process per GPU for granted
+# and would use the first GPU of each node alone. So the place is set here.
+run_under_slurm() {
+    local nodes=$SLURM_JOB_NUM_NODES coordinator=FIRST_NODE place=() multihost=()
+    cd "$dir"
+    if ((nodes > 1)); then
+        if [[ -z $dry_run ]]; then
+            coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+            coordinator=${coordinator%%$'\n'*}
+        fi
+        place=("JAX_COORDINATOR_ADDRESS=$coordinator:$port" "JAX_NUM_PROCESSES=$nodes")
+        multihost=(--multihost)
+    fi
+    # shellcheck disable=SC2016  # SLURM_PROCID has its value in the processes only
+    execute srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
+        --kill-on-bad-exit=1 env ${place[@]+"${place[@]}"} \
+        bash -c 'JAX_PROCESS_ID=$SLURM_PROCID exec "$@"' distilljax \
+        "$(executable)" "${arguments[@]}" ${multihost[@]+"${multihost[@]}"}
+}
+
+# Words for the shell of another host, whichever it is: %q of printf would write control
+# characters as only bash reads them.
+quoted() {
+    local word escaped="'\\''"
+    for word; do
+        printf " '%s'" "${word//\'/"$escaped"}"
+    done
+}
+
+remote_command() {
+    local process=$1 words=("${arguments[@]}")
+    printf "cd%s && exec env PATH=\"\$PWD/.venv/bin:\$PATH\"" "$(quoted "$dir")"
+    if ((${#hosts[@]} > 1)); then
+        quoted "JAX_COORDINATOR_ADDRESS=${hosts[0]#*@}:$port" \
+            "JAX_NUM_PROCESSES=${#hosts[@]}" "JAX_PROCESS_ID=$process"
+        words+=(--multihost)
+    fi
+    quoted distilljax "${words[@]}"
+}
+
+run_over_ssh() {
+    local i words ids=() rc
+    for i in "${!hosts[@]}"; do
+        # -tt: a terminal over there, so that the process ends when its ssh does.
+        words=(ssh -tt -o BatchMode=yes "${hosts[i]}" "$(remote_command "$i")")
+        if [[ -n $dry_run ]]; then
+            execute "${words[@]}"
+        else
+            "${words[@]}" </dev/null &
+            ids+=($!)
+        fi
+    done
+    trap 'kill "${ids[@]}" 2>/dev/null; exit 130' INT TERM
+    # In the order in which they end: the first failure stops the others.
+    for i in "${!ids[@]}"; do
+        rc=0
+        wait -n || rc=$?
+        if ((rc)); then
+            kill "${ids[@]}" 2>/dev/null || true
+            wait
+            return "$rc"
+        fi
+    done
+}
+
+main() {
+    parse "$@"
+    [[ -n $dir ]] || dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if ((${#hosts[@]})); then
+        run_over_ssh
+    elif [[ -n ${SLURM_JOB_ID-} ]]; then
+        run_under_slurm
+    else
+        run_here
+    fi
+}
+
+main "$@"

@@ -1,0 +1,325 @@
+#!/usr/bin/env bash
+# Run a distilljax command on every worker of a TPU VM slice, and bring the result home.
+set -euo pipefail
+
+usage() {
+    cat <<'EOF'
+Run a distilljax command on a TPU VM slice.
+
+usage: scripts/tpu_vm.sh [COMMAND] --name NAME --zone ZONE [OPTION]... [-- ARGUMENT...]
+
+commands
+  all      (default) create, setup, run, copy, and delete if --delete is given
+  create   create the slice, or find it ready if this script made it before
+  setup    send this checkout to every worker and install it there
+  run      run `distilljax ARGUMENT... --workdir DIR --multihost` on every worker
+  copy     copy the working directory back here from worker 0
+  delete   delete the slice
+
+options
+  --name NAME        name of the slice
+  --zone ZONE        zone of the slice
+  --type TYPE        accelerator type, for create
+  --version VERSION  runtime version, for create; the names in your zone are listed by
+                     `gcloud compute tpus tpu-vm versions list --zone ZONE`
+  --project PROJECT  project (default: the one gcloud is set to)
+  --spot             create a spot slice: cheaper, and may be preempted at any time
+  --workdir DIR      working directory of the run: gs://BUCKET/PATH, or a path relative
+                     to the checkout on the worker and here alike
+  --retries N        times to start again after a preemption (default 3)
+  --wait-secs N      pause before starting again, and before asking for the state of a
+                     slice on which a command was killed or cut off (default 30)
+  --delete           let `all` delete the slice at its end, also when the run failed,
+                     but never before the working directory was copied
+  --dry-run          print the commands, and execute nothing
+  --help             print this
+
+Preemption: when a step fails and the slice is no longer READY, it is deleted, created
+and set up again, and the same command runs again. Training goes on from its working
+directory, so that has to outlive the slice: give a bucket (gs://...). A slice of
+several hosts always needs one, since each host writes its own part of a checkpoint.
+With a local path, what `copy` brought back before is sent to the new slice first, and
+the run goes on from there.
+
+Only slices that this script created are deleted: they carry the label
+distilljax=launcher, and one of the same name without it is left alone.
+
+Exit code: 0 when everything went well, 2 for a wrong call, otherwise that of the
+command that failed.
+
+example
+  scripts/tpu_vm.sh --name distil --zone us-central2-b --type v4-32 --version VERSION \
+      --spot --delete --workdir gs://my-bucket/digits \
+      -- train configs/digits/few_labels.py --sharding.mesh="data=16"
+EOF
+}
+
+say() { printf 'tpu_vm.sh: %s\n' "$*" >&2; }
+
+wrong_call() {
+    say "$1"
+    say "see scripts/tpu_vm.sh --help"
+    exit 2
+}
+
+parse() {
+    command=all name='' zone='' type='' version='' project='' spot='' workdir=''
+    retries=3 wait_secs=30 delete='' dry_run='' arguments=()
+    case ${1-} in
+        create | setup | run | copy | delete | all)
+            command=$1
+            shift
+            ;;
+    esac
+    while (($#)); do
+        if [[ $1 == --?*=* ]]; then
+            set -- "${1%%=*}" "${1#*=}" "${@:2}"
+        fi
+        case $1 in
+            --name | --zone | --type | --version | --project | --workdir)
+                (($# > 1)) && [[ -n $2 ]] || wrong_call "$1 needs a value"
+                printf -v "${1#--}" '%s' "$2"
+                shift 2
+                ;;
+            --retries | --wait-secs)
+                [[ ${2-} =~ ^[0-9]+$ ]] || wrong_call "$1 needs a whole number, got '${2-}'"
+                local variable=${1#--}
+                printf -v "${variable//-/_}" '%s' "$2"
+                shift 2
+                ;;
+            --spot | --delete)
+                printf -v "${1#--}" '%s' yes
+                shift
+                ;;
+            --dry-run)
+                dry_run=yes
+                shift
+                ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
+            --)
+                arguments=("${@:2}")
+                break
+                ;;
+            *) wrong_call "unknown argument '$1' (distilljax's own go after --)" ;;
+        esac
+    done
+}
+
+check() {
+    [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || wrong_call \
+        "--name must be lower-case letters, digits and dashes, got '$name'"
+    [[ -n $zone ]] || wrong_call "--zone is required"
+    if [[ $command == all || $command == create ]]; then
+        [[ -n $type ]] || wrong_call "$command needs --type"
+        [[ -n $version ]] || wrong_call "$command needs --version"
+    fi
+    if [[ $command == all || $command == run || $command == copy ]]; then
+        [[ -n $workdir ]] || wrong_call "$command needs --workdir"
+        # The path is read by two shells and by scp, each with its own rules of quoting.
+        [[ $workdir =~ ^[A-Za-z0-9._/:-]+$ && $workdir != -* ]] || wrong_call \
+            "--workdir must hold only letters, digits and . _ / : -, got '$workdir'"
+        workdir=${workdir%/}
+    fi
+    if [[ $command == all || $command == run ]]; then
+        ((${#arguments[@]})) || wrong_call "$command needs a distilljax command after --"
+        local argument
+        for argument in "${arguments[@]}"; do
+            [[ $argument != --workdir && $argument != --workdir=* ]] || wrong_call \
+                "give --workdir before the --: it is passed on, and says what to copy"
+        done
+    fi
+}
+
+# Everything that acts goes through here, so that --dry-run can print all of it.
+execute() {
+    if [[ -n $dry_run ]]; then
+        printf '%q ' "$@"
+        printf '\n'
+    else
+        "$@"
+    fi
+}
+
+tpu_vm() {
+    execute gcloud compute tpus tpu-vm "$@" --zone="$zone" \
+        ${project:+--project="$project"} --quiet
+}
+
+on_all_workers() { tpu_vm ssh "$name" --worker=all --command="$1"; }
+
+# Sets `state` to READY, PREEMPTED, ... or ABSENT, and `owner` to the value of our label.
+# A failure that is not "no such slice" (no network, no rights) says nothing of the
+# state, and must not be taken for a preemption.
+describe() {
+    state=ABSENT owner=''
+    [[ -z $dry_run ]] || return 0
+    local answer rc=0
+    answer=$(tpu_vm describe "$name" --format='value(state,labels.distilljax)' \
+        2>"$scratch/error") || rc=$?
+    if ((rc == 0)); then
+        read -r state owner <<<"$answer"
+    elif ! grep -qE 'NOT_FOUND|not found' "$scratch/error"; then
+        say "the state of $name is unknown: $(cat "$scratch/error")"
+        state=UNKNOWN
+        return "$rc"
+    fi
+}
+
+must_be_ours() {
+    [[ $owner != launcher ]] || return 0
+    say "$name was not created by this script (label distilljax=launcher is missing):" \
+        "it is left alone. Choose another --name."
+    foreign=yes
+    return 2
+}
+
+create() {
+    describe || return
+    if [[ $state != ABSENT ]]; then
+        must_be_ours || return
+        if [[ $state == READY ]]; then
+            say "$name is there and ready"
+            return
+        fi
+        say "$name is $state: creating it anew"
+        tpu_vm delete "$name" || return
+    fi
+    tpu_vm create "$name" --accelerator-type="$type" --version="$version" \
+        --labels=distilljax=launcher ${spot:+--spot} \
+        && state=READY
+}
+
+remove() {
+    describe || return
+    if [[ -n $dry_run ]]; then
+        tpu_vm delete "$name"
+    elif [[ $state == ABSENT ]]; then
+        say "$name is not there"
+    else
+        must_be_ours && tpu_vm delete "$name"
+    fi
+}
+
+# The working tree as it is: committed or not, but nothing that git ignores.
+pack() {
+    if [[ -n $dry_run ]]; then
+        echo "# pack the files that git does not ignore into $archive"
+        return
+    fi
+    local path
+    git ls-files -z --cached --others --exclude-standard \
+        | while IFS= read -r -d '' path; do
+            if [[ -e $path ]]; then printf '%s\0' "$path"; fi
+        done \
+        | tar -czf "$archive" --null -T -
+}
+
+setup() {
+    pack \
+        && tpu_vm scp "$archive" "$name:distilljax.tar.gz" --worker=all \
+        && on_all_workers "mkdir -p distilljax && tar -xzf distilljax.tar.gz -C distilljax \
+&& bash distilljax/scripts/setup_vm.sh tpu"
+}
+
+in_bucket() { [[ $workdir == gs://* ]]; }
+
+# The working directory on a worker, where scp starts in the home directory.
+remote_workdir() {
+    if [[ $workdir == /* ]]; then echo "$workdir"; else echo "distilljax/$workdir"; fi
+}
+
+send_back_workdir() {
+    in_bucket && return
+    [[ -d $workdir ]] || return 0
+    local parent
+    parent=$(dirname "$(remote_workdir)")
+    on_all_workers "mkdir -p $parent" \
+        && tpu_vm scp "$workdir" "$name:$parent/" --recurse --worker=all
+}
+
+run() {
+    local quoted
+    quoted=$(printf '%q ' "${arguments[@]}" --workdir "$workdir" --multihost)
+    send_back_workdir \
+        && on_all_workers "cd distilljax && exec .venv/bin/distilljax ${quoted% }"
+}
+
+copy() {
+    if in_bucket; then
+        say "the working directory stays in its bucket: $workdir"
+        return
+    fi
+    local parent
+    parent=$(dirname "$workdir")
+    execute mkdir -p "$parent" \
+        && tpu_vm scp "$name:$(remote_workdir)" "$parent/" --recurse --worker=0
+}
+
+attempt() { create && created=yes && setup && run; }
+
+# `if cmd; then ...; fi; rc=$?` always reads 0: the code is caught where it arises.
+attempt_and_retry() {
+    local rc left=$retries
+    while true; do
+        rc=0
+        attempt || rc=$?
+        ((rc)) || return 0
+        # What could not be created even once is no preemption.
+        [[ -n $created ]] || return "$rc"
+        # Killed, or cut off (255 is ssh's own code): the state may lag behind.
+        ((rc < 128)) || sleep "$wait_secs"
+        describe || return "$rc"
+        if [[ $state == READY ]]; then
+            say "exit code $rc, and $name is READY: not a preemption"
+            return "$rc"
+        fi
+        if ((left == 0)); then
+            say "$name is $state, and no retries are left"
+            return "$rc"
+        fi
+        say "$name is $state: starting again, $left retries left"
+        ((left -= 1)) || true
+        sleep "$wait_secs"
+    done
+}
+
+all() {
+    local rc=0 end=0
+    attempt_and_retry || rc=$?
+    [[ -z $foreign ]] || return "$rc"
+    if [[ $state == READY || -n $dry_run ]]; then
+        copy || end=$?
+    elif [[ $state == UNKNOWN ]]; then
+        end=$rc # the slice may hold what was not copied
+    fi
+    if ((end == 0)) && [[ -n $delete ]]; then
+        remove || end=$?
+    elif [[ $state != ABSENT ]]; then
+        say "$name is kept, and is billed until you run: scripts/tpu_vm.sh delete" \
+            "--name $name --zone $zone${project:+ --project $project}"
+    fi
+    ((rc)) || rc=$end
+    return "$rc"
+}
+
+main() {
+    parse "$@"
+    check
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    state=ABSENT owner='' foreign='' created='' archive=distilljax.tar.gz
+    trap 'say "stopped: $name may still run, and be billed"; exit 130' INT
+    if [[ -z $dry_run ]]; then
+        scratch=$(mktemp -d)
+        trap 'rm -rf "$scratch"' EXIT
+        archive=$scratch/distilljax.tar.gz
+    fi
+    case $command in
+        delete) remove ;;
+        *) "$command" ;;
+    esac
+}
+
+main "$@"
