@@ -275,7 +275,7 @@ class DistillStep:
         )
         nnx.update(student, state.params, state.rest)
         nnx.update(optimizer.opt_state, nnx.state(state.opt_state))
-        optimizer.step[...] = state.step
+        optimizer.step.set_value(state.step)
         if self.ema_decay is not None:
             self._ema["params"] = state.ema
         return metrics

@@ -202,7 +202,7 @@ class Training:
         )
 
         def init(seed):
-            return make().init(config.student(nnx.Rngs(seed)))
+            return make().init(config.student(nnx.Rngs(jax.random.key(seed))))
 
         abstract = jax.eval_shape(init, 0)
         self._mesh = mesh
