@@ -1,0 +1,160 @@
+"""The runs of one arm, over its seeds: every number with its spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distilljax.evaluation.runs import Run
+from distilljax.evaluation.statistics import Spread, spread
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of an evaluation: where it stands and how it reads.
+
+    Attributes:
+      key: Path in the evaluation, with dots.
+      label: Its name in tables and figures.
+      unit: "%" for a share, which is shown times 100; else the unit it has.
+      higher_is_better: Which sign of a difference is an improvement.
+    """
+
+    key: str
+    label: str
+    unit: str
+    higher_is_better: bool
+
+    def read(self, evaluated: dict[str, Any] | None) -> float | None:
+        """The value, or None where the evaluation has none."""
+        value: Any = evaluated
+        for part in self.key.split("."):
+            value = None if value is None else value.get(part)
+        return None if value is None else float(value)
+
+
+QUALITY = (
+    Metric("accuracy", "accuracy", "%", True),
+    Metric("kl_to_teacher", "KL to teacher", "nats", False),
+    Metric("agreement", "agreement", "%", True),
+    Metric("ece", "calibration error", "%", False),
+    Metric("nll", "NLL", "nats", False),
+)
+COST = (
+    Metric("parameters", "parameters", "", False),
+    Metric("bytes", "size", "B", False),
+    Metric("flops_per_example", "FLOPs per example", "", False),
+    Metric("latency_ms.median", "latency", "ms", False),
+    Metric("throughput.examples_per_second", "throughput", "/s", True),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of an experiment, or the teacher, over its seeds.
+
+    Attributes:
+      name: Name of the arm.
+      runs: Its runs, by seed.
+      metrics: Spread of each metric over the seeds; None if a run lacks it.
+      recall: Spread of the recall of each focus class.
+      per_class: Means over the seeds of the counts per class; None if a run lacks them.
+      reliability: Bins pooled over the seeds: edges, count, confidence, accuracy.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    metrics: dict[str, Spread | None]
+    recall: dict[int, Spread]
+    per_class: dict[str, list[float] | None]
+    reliability: dict[str, list[Any]] | None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds, in order."""
+        return tuple(run.seed for run in self.runs)
+
+
+def student_of(run: Run) -> dict[str, Any]:
+    """The student's evaluation."""
+    return run.student
+
+
+def teacher_of(run: Run) -> dict[str, Any]:
+    """The teacher's evaluation, of a run that has one."""
+    assert run.teacher is not None
+    return run.teacher
+
+
+def make_arm(
+    name: str,
+    runs: Sequence[Run],
+    focus_classes: Sequence[int],
+    evaluated: Callable[[Run], dict[str, Any]] = student_of,
+) -> Arm:
+    """Collect the evaluations of some runs, one for each seed."""
+    evaluations = [evaluated(run) for run in runs]
+    recalls = {
+        label: [class_recall(e, label) for e in evaluations] for label in focus_classes
+    }
+    return Arm(
+        name=name,
+        runs=tuple(runs),
+        metrics={
+            metric.key: _spread_or_none([metric.read(e) for e in evaluations])
+            for metric in (*QUALITY, *COST)
+        },
+        recall={
+            label: spread([v for v in values if v is not None])
+            for label, values in recalls.items()
+            if None not in values
+        },
+        per_class={
+            key: _mean_counts([e["per_class"].get(key) for e in evaluations])
+            for key in ("count", "correct", "gained", "lost")
+        },
+        reliability=_pool_bins([e.get("reliability") for e in evaluations]),
+    )
+
+
+def class_recall(evaluated: dict[str, Any], label: int) -> float | None:
+    """Share of a class that is recognised; None if it has no examples."""
+    classes = evaluated["per_class"]
+    if classes.get("correct") is None or not classes["count"][label]:
+        return None
+    return classes["correct"][label] / classes["count"][label]
+
+
+def _spread_or_none(values: list[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return spread(known) if known and len(known) == len(values) else None
+
+
+def _mean_counts(counts: list[list[int] | None]) -> list[float] | None:
+    known = [c for c in counts if c is not None]
+    if not known or len(known) < len(counts):
+        return None
+    return np.mean(np.asarray(known, np.float64), axis=0).tolist()
+
+
+def _pool_bins(tables: list[dict[str, Any] | None]) -> dict[str, list[Any]] | None:
+    """Reliability over all examples of all seeds; None if the bins do not match."""
+    known = [table for table in tables if table]
+    if not known or any(table["edges"] != known[0]["edges"] for table in known):
+        return None
+    counts = np.asarray([table["count"] for table in known], np.float64)
+    total = counts.sum(axis=0)
+    pooled: dict[str, list[Any]] = {
+        "edges": known[0]["edges"],
+        "count": total.astype(int).tolist(),
+    }
+    for key in ("confidence", "accuracy"):
+        # An empty bin is null in the file, and counts nothing here.
+        means = [[np.nan if v is None else v for v in table[key]] for table in known]
+        sums = np.where(counts > 0, counts * np.asarray(means, np.float64), 0.0)
+        sums = sums.sum(axis=0)
+        pooled[key] = [s / n if n else None for s, n in zip(sums, total, strict=True)]
+    return pooled

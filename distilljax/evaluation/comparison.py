@@ -1,0 +1,329 @@
+"""Each arm against its baseline, in pairs of runs that share a seed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distilljax._checks import fail
+from distilljax.evaluation.arms import (
+    COST,
+    QUALITY,
+    Arm,
+    class_recall,
+    make_arm,
+    teacher_of,
+)
+from distilljax.evaluation.runs import Run
+from distilljax.evaluation.statistics import (
+    PairedDifference,
+    mcnemar,
+    paired_difference,
+)
+
+MIN_PAIRS = 3
+"""Fewer pairs say too little about the spread for any claim."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """McNemar's counts over the test predictions of all pairs.
+
+    Attributes:
+      gained: Predictions that the arm has right and its baseline wrong.
+      lost: The reverse.
+      total: Predictions compared.
+      p_value: Of the exact test.
+    """
+
+    gained: int
+    lost: int
+    total: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the arm that it names as its baseline.
+
+    Attributes:
+      arm: Name of the arm.
+      baseline: Name of its baseline.
+      seeds: Seeds that both have.
+      differences: Arm minus baseline, by metric; None where a run lacks the metric.
+      recall: Arm minus baseline in the recall of each focus class.
+      pooled: McNemar's test, where all runs saved their predictions.
+      unfair: Why the two are not comparable; empty if they are.
+    """
+
+    arm: str
+    baseline: str
+    seeds: tuple[int, ...]
+    differences: dict[str, PairedDifference | None]
+    recall: dict[int, PairedDifference]
+    pooled: Pooled | None
+    unfair: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What the accuracies allow to say, in the same words for either sign."""
+        accuracy = self.differences["accuracy"]
+        if self.unfair:
+            return "not a fair comparison"
+        if accuracy is None or accuracy.n < MIN_PAIRS:
+            return "too few pairs for a claim"
+        if not accuracy.excludes_zero:
+            return "no difference shown"
+        return "helped" if accuracy.mean > 0 else "hurt"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All arms of one experiment, and what a reader must know about them.
+
+    Attributes:
+      name: Name of the experiment.
+      description: From its config.
+      expected: What the configs say it should reach.
+      split: Split that it was evaluated on.
+      num_examples: Examples of that split.
+      class_names: Names of the classes.
+      focus_classes: Classes whose recall is shown apart.
+      teacher: The teacher, once for each seed; None if no run had one.
+      arms: Baselines first.
+      comparisons: One for each arm that names a baseline with runs.
+      notes: What is missing, unfair or uneven.
+    """
+
+    name: str
+    description: str
+    expected: tuple[str, ...]
+    split: str
+    num_examples: int
+    class_names: list[str]
+    focus_classes: list[int]
+    teacher: Arm | None
+    arms: tuple[Arm, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+
+
+def compare(runs: Sequence[Run]) -> list[Experiment]:
+    """Group runs by experiment and arm, and compare each arm with its baseline.
+
+    Args:
+      runs: Runs of any experiments, each (name, arm, seed) once.
+
+    Returns:
+      One experiment for each name, in the order of the names.
+    """
+    names = sorted({run.name for run in runs}, key=natural_key)
+    return [_experiment([run for run in runs if run.name == name]) for name in names]
+
+
+def natural_key(text: str) -> list[tuple[float, str]]:
+    """Sort key that puts "T = 4" before "T = 20".
+
+    Example:
+      >>> sorted(["T = 20", "T = 4", "hard"], key=natural_key)
+      ['T = 4', 'T = 20', 'hard']
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(p), "") if i % 2 else (-1.0, p) for i, p in enumerate(parts)]
+
+
+def _experiment(runs: list[Run]) -> Experiment:
+    first = runs[0]
+    _check_same_classes(runs)
+    focus = sorted({label for run in runs for label in run.focus_classes})
+    baselines = {run.baseline for run in runs}
+    names = sorted(
+        {run.arm for run in runs},
+        key=lambda arm: (arm not in baselines, natural_key(arm)),
+    )
+    arms = tuple(
+        make_arm(name, [run for run in runs if run.arm == name], focus)
+        for name in names
+    )
+    taught = {run.seed: run for run in reversed(runs) if run.teacher is not None}
+    teacher = None
+    if taught:
+        by_seed = [taught[seed] for seed in sorted(taught)]
+        teacher = make_arm("teacher", by_seed, focus, teacher_of)
+    comparisons, missing = _comparisons(arms, focus)
+    return Experiment(
+        name=first.name,
+        description=first.description,
+        expected=tuple(dict.fromkeys(run.expected for run in runs if run.expected)),
+        split=first.split,
+        num_examples=first.num_examples,
+        class_names=first.class_names,
+        focus_classes=focus,
+        teacher=teacher,
+        arms=arms,
+        comparisons=tuple(comparisons),
+        notes=(*missing, *_notes(runs, arms)),
+    )
+
+
+def _check_same_classes(runs: list[Run]) -> None:
+    first = runs[0]
+    for run in runs:
+        if run.class_names != first.class_names:
+            fail(
+                "report",
+                str(run.path),
+                f"have the class_names of {first.path} (both are {run.name!r})",
+                f"{run.class_names} and {first.class_names}",
+                "Give an experiment on other classes another name.",
+            )
+
+
+def _comparisons(
+    arms: tuple[Arm, ...], focus: list[int]
+) -> tuple[list[Comparison], list[str]]:
+    """Every arm with its baseline, and what stands in the way of some."""
+    by_name = {arm.name: arm for arm in arms}
+    comparisons, notes = [], []
+    for arm in arms:
+        named = sorted({run.baseline for run in arm.runs if run.baseline})
+        for name in named:
+            if name not in by_name:
+                notes.append(
+                    f"{arm.name}: its baseline, {name!r}, has no finished run: nothing "
+                    "shows what the teacher was worth."
+                )
+                continue
+            theirs = {run.seed: run for run in by_name[name].runs}
+            pairs = [
+                (run, theirs[run.seed])
+                for run in arm.runs
+                if run.baseline == name and run.seed in theirs
+            ]
+            if not pairs:
+                notes.append(f"{arm.name} and {name}: no seed in common, no pairs.")
+                continue
+            unpaired = sorted(set(arm.seeds) ^ set(theirs))
+            if unpaired:
+                seeds = ", ".join(map(str, unpaired))
+                notes.append(
+                    f"{arm.name} and {name}: seeds {seeds} have no partner, and are "
+                    "left out of the difference."
+                )
+            comparisons.append(_compare_pairs(arm.name, name, pairs, focus))
+    if not any(run.baseline for arm in arms for run in arm.runs):
+        notes.append(
+            "No arm names a baseline: nothing here shows what the teacher was worth."
+        )
+    return comparisons, notes
+
+
+def _compare_pairs(
+    arm: str, baseline: str, pairs: list[tuple[Run, Run]], focus: list[int]
+) -> Comparison:
+    differences: dict[str, PairedDifference | None] = {}
+    for metric in (*QUALITY, *COST):
+        ours = [metric.read(run.student) for run, _ in pairs]
+        theirs = [metric.read(run.student) for _, run in pairs]
+        differences[metric.key] = _difference(ours, theirs)
+    recall = {}
+    for label in focus:
+        ours = [class_recall(run.student, label) for run, _ in pairs]
+        theirs = [class_recall(run.student, label) for _, run in pairs]
+        if (difference := _difference(ours, theirs)) is not None:
+            recall[label] = difference
+    return Comparison(
+        arm=arm,
+        baseline=baseline,
+        seeds=tuple(run.seed for run, _ in pairs),
+        differences=differences,
+        recall=recall,
+        pooled=_pool_predictions(pairs),
+        unfair=tuple(_unfair(pairs)),
+    )
+
+
+def _difference(
+    ours: list[float | None], theirs: list[float | None]
+) -> PairedDifference | None:
+    first = [value for value in ours if value is not None]
+    second = [value for value in theirs if value is not None]
+    if len(first) < len(ours) or len(second) < len(theirs):
+        return None
+    return paired_difference(first, second)
+
+
+def _unfair(pairs: list[tuple[Run, Run]]) -> list[str]:
+    """What differs between the partners of a pair, apart from the teaching."""
+    what = {
+        "training steps": lambda run: run.steps,
+        "examples seen": lambda run: run.examples_seen,
+        "parameters": lambda run: run.student.get("parameters"),
+        "evaluated split": lambda run: run.split,
+        "evaluated examples": lambda run: run.num_examples,
+    }
+    reasons = []
+    for name, read in what.items():
+        values = {(read(run), read(other)) for run, other in pairs}
+        unequal = sorted((a, b) for a, b in values if None not in (a, b) and a != b)
+        if unequal:
+            ours, theirs = unequal[0]
+            reasons.append(f"{name} {_thousands(ours)} against {_thousands(theirs)}")
+    return reasons
+
+
+def _thousands(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,.10g}"
+
+
+def _pool_predictions(pairs: list[tuple[Run, Run]]) -> Pooled | None:
+    """McNemar's counts, if every pair predicted the same examples in the same order."""
+    gained = lost = total = 0
+    for run, other in pairs:
+        ours, theirs = run.predictions(), other.predictions()
+        if ours is None or theirs is None:
+            return None
+        labels = ours["labels"]
+        if labels.shape != theirs["labels"].shape or (labels != theirs["labels"]).any():
+            return None
+        right, other_right = ours["student"] == labels, theirs["student"] == labels
+        gained += int((right & ~other_right).sum())
+        lost += int((~right & other_right).sum())
+        total += labels.size
+    return Pooled(gained, lost, total, mcnemar(gained, lost))
+
+
+def _notes(runs: list[Run], arms: tuple[Arm, ...]) -> list[str]:
+    """What else a reader must know before believing a table."""
+    notes = []
+    for arm in arms:
+        if len(arm.runs) == 1:
+            notes.append(
+                f"{arm.name}: one seed only, so no spread: the next seed may differ."
+            )
+        for field, name in (("steps", "training steps"), ("num_examples", "examples")):
+            values = sorted({getattr(run, field) for run in arm.runs})
+            if len(values) > 1:
+                listed = ", ".join(f"{value:,}" for value in values)
+                notes.append(f"{arm.name}: its seeds differ in {name} ({listed}).")
+    if not any(run.teacher for run in runs):
+        notes.append("No teacher was evaluated: no KL, agreement or forgetting.")
+    for seed in sorted({run.seed for run in runs}):
+        accuracies = {
+            run.teacher["accuracy"] for run in runs if run.seed == seed and run.teacher
+        }
+        if len(accuracies) > 1:
+            listed = " and ".join(f"{100 * a:.2f} %" for a in sorted(accuracies))
+            notes.append(f"Seed {seed}: the arms had different teachers ({listed}).")
+    for run in runs:
+        metric = str((run.selected or {}).get("metric", ""))
+        if metric.split("/")[0] == run.split:
+            notes.append(
+                f"{run.arm}, seed {run.seed}: its checkpoint was selected by {metric}, "
+                "on the split it is evaluated on: its numbers are too good."
+            )
+    if len({json.dumps(run.machine, sort_keys=True) for run in runs}) > 1:
+        notes.append("The runs are from different machines: do not compare times.")
+    return notes

@@ -1,0 +1,356 @@
+"""The figures of a report: one function each, all drawn with matplotlib's Agg backend.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart; an arm keeps its colour
+in all figures of a report, baselines are grey and the teacher is black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from distilljax.evaluation.arms import Arm
+from distilljax.evaluation.comparison import Comparison, Experiment
+from distilljax.evaluation.plot_layout import (
+    grid,
+    label_ends,
+    label_points,
+    left_labels,
+    log_axis,
+    shorten,
+    widen_log,
+    wrap,
+)
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+BASELINE_GREYS = ("#767676", "#A08C6C")
+TEACHER = "#222222"
+INK = "#333333"
+FAINT = "#D9D9D9"
+MAX_CLASSES = 20
+
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
+
+
+def arm_colors(experiments: Sequence[Experiment]) -> dict[str, str]:
+    """One colour for each arm name of a report, whatever the experiment."""
+    baselines = dict.fromkeys(c.baseline for e in experiments for c in e.comparisons)
+    others = dict.fromkeys(
+        arm.name for e in experiments for arm in e.arms if arm.name not in baselines
+    )
+    colors = {n: BASELINE_GREYS[i % 2] for i, n in enumerate(baselines)}
+    colors |= {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(others)}
+    return colors | {"teacher": TEACHER}
+
+
+def draw(
+    experiment: Experiment, colors: Mapping[str, str]
+) -> list[tuple[str, str, Figure]]:
+    """All figures an experiment has data for: (key, caption, figure)."""
+    figures = []
+    with mpl.rc_context(_STYLE):
+        for key, caption, make in (
+            (
+                "pairs",
+                "Accuracy of each seed, from the baseline to the arm; one line is one "
+                "pair. The diamond is the mean.",
+                paired_dots,
+            ),
+            (
+                "curves",
+                "Learning curves: mean over seeds; the band is one standard deviation.",
+                learning_curves,
+            ),
+            (
+                "forgetting",
+                "Examples gained and lost against the teacher, by class: mean over "
+                "seeds.",
+                forgetting,
+            ),
+            (
+                "reliability",
+                "Reliability: how often a prediction of some confidence is right. On "
+                "the diagonal, confidence is honest; below it, too high. Larger dots "
+                "hold more predictions, of all seeds.",
+                reliability,
+            ),
+            (
+                "cost",
+                "Accuracy against what a model costs: mean and standard deviation over "
+                "seeds.",
+                accuracy_and_cost,
+            ),
+        ):
+            figure = make(experiment, colors)
+            if figure is not None:
+                figures.append((key, caption, figure))
+    return figures
+
+
+def save(figure: Figure, file: Any) -> None:
+    """Write a PNG, 2 pixels to a point of an 800 pixel page, without a date in it."""
+    with mpl.rc_context(_STYLE):
+        FigureCanvasAgg(figure)
+        figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+
+
+def paired_dots(experiment: Experiment, colors: Mapping[str, str]) -> Figure | None:
+    """One panel for each comparison: a line for each seed, from baseline to arm."""
+    comparisons = experiment.comparisons
+    if not comparisons:
+        return None
+    arms = {arm.name: arm for arm in experiment.arms}
+    figure, axes = grid(len(comparisons), width=2.6, height=3.4, share_y=True)
+    for axis, c in zip(axes, comparisons, strict=False):
+        before, after = (
+            [
+                100 * run.student["accuracy"]
+                for run in arms[n].runs
+                if run.seed in c.seeds
+            ]
+            for n in (c.baseline, c.arm)
+        )
+        # Side by side, so that seeds with as many errors do not hide each other.
+        shift = 0.035 * (np.arange(len(before)) - (len(before) - 1) / 2)
+        for x, low, high in zip(shift, before, after, strict=True):
+            axis.plot([x, 1 + x], [low, high], color=FAINT, lw=1.2, zorder=1)
+        for x, values, name in ((0, before, c.baseline), (1, after, c.arm)):
+            color = colors[name]
+            axis.scatter(x + shift, values, s=30, color=color, zorder=2, lw=0)
+            mark = {"marker": "D", "s": 52, "zorder": 3, "edgecolor": "white"}
+            offset = -0.3 if x == 0 else 0.3
+            axis.scatter([x + offset], [np.mean(values)], color=color, **mark)
+        _teacher_line(axis, experiment)
+        axis.margins(y=0.12)
+        axis.set_xlim(-0.6, 1.6)
+        axis.set_xticks([0, 1], [wrap(c.baseline), wrap(c.arm)])
+        axis.set_title(_difference_title(c), fontsize=9.5)
+        axis.grid(axis="y", color="#EEEEEE", lw=0.8)
+        axis.set_axisbelow(True)
+    left_labels(axes, "accuracy, %")
+    return figure
+
+
+def _difference_title(c: Comparison) -> str:
+    """The verdict over the picture, so that nobody has to read it out of dots."""
+    d = c.differences["accuracy"]
+    if d is None:
+        return c.verdict
+    text = f"{100 * d.mean:+.1f} points".replace("-", "−")
+    if d.low is not None and d.high is not None:
+        ends = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]".replace("-", "−")
+        text += f" {ends}"
+    return f"{text}\n{c.verdict}"
+
+
+def _teacher_line(axis: Axes, experiment: Experiment) -> None:
+    if experiment.teacher is None or experiment.teacher.metrics["accuracy"] is None:
+        return
+    level = 100 * experiment.teacher.metrics["accuracy"].mean
+    axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0)
+    axis.annotate(
+        "teacher",
+        (0.5, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        fontsize=8.5,
+        ha="center",
+        va="bottom",
+        color=TEACHER,
+    )
+
+
+def learning_curves(experiment: Experiment, colors: Mapping[str, str]) -> Figure | None:
+    """Validation accuracy and a loss over the steps; training's where there is none."""
+    panels = []
+    for names in (("accuracy",), ("kl_to_teacher", "kl", "nll", "loss")):
+        found = [
+            (split, name)
+            for split in ("validation", "train")
+            for name in names
+            if any(_series(arm, split, name) is not None for arm in experiment.arms)
+        ]
+        panels += found[:1]
+    if not panels:
+        return None
+    figure, axes = grid(len(panels), width=4.1, height=3.2, columns=2)
+    for axis, (split, name) in zip(axes, panels, strict=False):
+        scale = 100 if name == "accuracy" else 1
+        ends = []
+        for arm in experiment.arms:
+            series = _series(arm, split, name)
+            if series is None:
+                continue
+            steps, values = series[0], scale * series[1]
+            mean, color = values.mean(axis=0), colors[arm.name]
+            axis.plot(steps, mean, color=color, lw=1.8)
+            if len(values) > 1:
+                sd = values.std(axis=0, ddof=1)
+                band = {"color": color, "alpha": 0.18, "lw": 0}
+                axis.fill_between(steps, mean - sd, mean + sd, **band)
+            ends.append((float(mean[-1]), arm.name, color))
+        unit = {"accuracy": ", %", "loss": ""}.get(name, ", nats")
+        label = name.replace("kl_to_teacher", "KL to teacher").replace("kl", "KL")
+        axis.set_title(f"{split} {label}{unit}")
+        axis.set_xlabel("step")
+        axis.grid(axis="y", color="#EEEEEE", lw=0.8)
+        label_ends(axis, ends)
+    return figure
+
+
+def _series(arm: Arm, split: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps that all seeds logged, and the values, seeds by steps."""
+    logs = []
+    for run in arm.runs:
+        log = {
+            entry["step"]: float(entry[name])
+            for entry in run.curves
+            if entry.get("split", "train") == split
+            and isinstance(entry.get(name), (int, float))
+        }
+        logs.append(log)
+    steps = sorted(set.intersection(*(set(log) for log in logs)))
+    if len(steps) < 2:
+        return None
+    values = np.array([[log[step] for step in steps] for log in logs])
+    return np.array(steps), values
+
+
+def reliability(experiment: Experiment, colors: Mapping[str, str]) -> Figure | None:
+    """Small multiples: confidence against accuracy, one panel for each model."""
+    models = [] if experiment.teacher is None else [experiment.teacher]
+    models = [arm for arm in (*models, *experiment.arms) if arm.reliability]
+    if not models:
+        return None
+    figure, axes = grid(len(models), width=2.0, height=2.45, columns=4, share_y=True)
+    for axis, arm in zip(axes, models, strict=False):
+        bins = arm.reliability
+        assert bins is not None
+        used = [i for i, n in enumerate(bins["count"]) if n]
+        x = [bins["confidence"][i] for i in used]
+        y = [bins["accuracy"][i] for i in used]
+        share = np.array([bins["count"][i] for i in used]) / sum(bins["count"])
+        color = colors[arm.name]
+        axis.plot([0, 1], [0, 1], color="#AAAAAA", lw=1, zorder=0)
+        axis.vlines(x, x, y, color=color, alpha=0.35, lw=1.5, zorder=1)
+        sizes = 8 + 130 * np.sqrt(share)
+        axis.scatter(x, y, s=sizes, color=color, alpha=0.85, lw=0, zorder=2)
+        ece = arm.metrics["ece"]
+        error = "" if ece is None else f"\nECE {100 * ece.mean:.1f} %"
+        axis.set_title(f"{shorten(arm.name, 22)}{error}", fontsize=9)
+        axis.set(xlim=(0, 1.04), ylim=(0, 1.04), aspect="equal")
+        axis.set_xticks([0, 0.5, 1], ["0", "50", "100"])
+        axis.set_yticks([0, 0.5, 1], ["0", "50", "100"])
+        axis.set_xlabel("confidence, %")
+    left_labels(axes, "right, %")
+    return figure
+
+
+def forgetting(experiment: Experiment, colors: Mapping[str, str]) -> Figure | None:
+    """Diverging bars by class: gained to the right, lost to the left."""
+    arms = [arm for arm in experiment.arms if arm.per_class["gained"] is not None]
+    if not arms:
+        return None
+    changes = {
+        arm.name: (np.array(arm.per_class["gained"]), np.array(arm.per_class["lost"]))
+        for arm in arms
+    }
+    total = sum(gained + lost for gained, lost in changes.values())
+    labels = np.argsort(-total, kind="stable")[:MAX_CLASSES]
+    labels = sorted({*labels.tolist(), *experiment.focus_classes})
+    height = 1.0 + 0.24 * len(labels)
+    figure, axes = grid(len(arms), width=2.6, height=height, columns=3, share_y=True)
+    limit = max(max(g.max(), x.max()) for g, x in changes.values()) * 1.28 or 1.0
+    rows = range(len(labels))
+    decimals = 0 if np.all(total == np.round(total)) and len(arms[0].runs) == 1 else 1
+    for axis, (name, (gained, lost)) in zip(axes, changes.items(), strict=False):
+        axis.barh(rows, gained[labels], color="#0072B2", height=0.72)
+        axis.barh(rows, -lost[labels], color="#D55E00", height=0.72)
+        for row, label in zip(rows, labels, strict=True):
+            if label in experiment.focus_classes:
+                axis.axhspan(row - 0.5, row + 0.5, color="#FFF3C4", zorder=0)
+            for value, sign, side in (
+                (gained[label], 1, "left"),
+                (lost[label], -1, "right"),
+            ):
+                if value > 0:
+                    text = f"{value:.{decimals}f}"
+                    place = sign * (value + 0.015 * limit)
+                    axis.text(place, row, text, fontsize=7.5, va="center", ha=side)
+        axis.axvline(0, color="#888888", lw=0.8)
+        net = gained.sum() - lost.sum()
+        title = f"{shorten(name, 28)}\n+{gained.sum():.1f} −{lost.sum():.1f}"
+        axis.set_title(f"{title} (net {net:+.1f})".replace("-", "−"), fontsize=9)
+        axis.set(xlim=(-limit, limit), ylim=(len(labels) - 0.5, -0.5))
+        axis.set_yticks(rows, [experiment.class_names[label] for label in labels])
+        axis.set_xticks([])
+        axis.spines[["left", "bottom"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_xlabel("← lost      gained →", fontsize=9)
+        for tick, label in zip(axis.get_yticklabels(), labels, strict=False):
+            focus = label in experiment.focus_classes
+            tick.set_fontweight("bold" if focus else "normal")
+    left_labels(axes, "class")
+    return figure
+
+
+def accuracy_and_cost(
+    experiment: Experiment, colors: Mapping[str, str]
+) -> Figure | None:
+    """Accuracy over the number of parameters and over latency, both logarithmic."""
+    models = [] if experiment.teacher is None else [experiment.teacher]
+    models += experiment.arms
+    panels = [
+        (key, label)
+        for key, label in (
+            ("parameters", "parameters"),
+            ("latency_ms.median", "latency at batch 1, ms"),
+        )
+        if any(arm.metrics[key] is not None for arm in models)
+    ]
+    if not panels:
+        return None
+    figure, axes = grid(len(panels), width=4.1, height=3.0, columns=2, share_y=True)
+    for axis, (key, label) in zip(axes, panels, strict=False):
+        points = []
+        for arm in models:
+            cost, accuracy = arm.metrics[key], arm.metrics["accuracy"]
+            if cost is None or accuracy is None or cost.mean <= 0:
+                continue
+            x, y, color = cost.mean, 100 * accuracy.mean, colors[arm.name]
+            bar = {"fmt": "o", "ms": 4.5, "elinewidth": 1.2, "capsize": 3}
+            error = None if accuracy.sd is None else 100 * accuracy.sd
+            axis.errorbar(x, y, yerr=error, color=color, **bar)
+            points.append((x, y, arm.name, color))
+        log_axis(axis)
+        axis.margins(x=0.12, y=0.12)
+        axis.set_xlabel(label)
+        axis.grid(color="#EEEEEE", lw=0.8)
+        axis.set_axisbelow(True)
+        if points:
+            widen_log(axis, [x for x, *_ in points])
+        label_points(axis, points)
+    left_labels(axes, "accuracy, %")
+    return figure

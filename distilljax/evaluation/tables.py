@@ -1,0 +1,396 @@
+"""An experiment in words and tables: what report.md and report.html both show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distilljax.evaluation.arms import COST, QUALITY, Arm, Metric
+from distilljax.evaluation.comparison import Comparison, Experiment
+from distilljax.evaluation.formatting import (
+    MISSING,
+    better_of,
+    decimals_of,
+    fixed,
+    interval,
+    p_value,
+    percent_decimals,
+    quantity,
+    short,
+    signed,
+    with_spread,
+)
+from distilljax.evaluation.statistics import PairedDifference, Spread, wilson_interval
+
+MAX_CLASSES = 20
+"""A table of more classes is no longer read; report.json has them all."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a cell; `tone` is "better", "worse" or empty."""
+
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; the first cell of each row is its name."""
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One sentence for one comparison, and its verdict as a word."""
+
+    verdict: str
+    text: str
+
+
+def headlines(experiment: Experiment) -> list[Headline]:
+    """Whether each arm beat its baseline, in the same words for either outcome."""
+    arms = {arm.name: arm for arm in experiment.arms}
+    return [
+        Headline(c.verdict, _headline(c, arms, experiment))
+        for c in experiment.comparisons
+    ]
+
+
+def _headline(c: Comparison, arms: dict[str, Arm], experiment: Experiment) -> str:
+    names = f"“{c.arm}” against “{c.baseline}”"
+    opening = {
+        "helped": f"“{c.arm}” helped against “{c.baseline}”",
+        "hurt": f"“{c.arm}” hurt against “{c.baseline}”",
+        "no difference shown": f"{names}: no difference shown",
+        "too few pairs for a claim": f"{names}: {_pairs(len(c.seeds))}, too few for a "
+        "claim",
+        "not a fair comparison": f"NOT A FAIR COMPARISON: {names} "
+        f"({'; '.join(c.unfair)}), so this says nothing about the teacher",
+    }[c.verdict]
+    accuracy = QUALITY[0]
+    sentences = [f"{opening}."]
+    difference = c.differences["accuracy"]
+    if difference is not None:
+        text = _change(difference, accuracy, experiment, "Accuracy")
+        errors = -difference.mean * experiment.num_examples
+        words = "fewer" if errors < 0 else "more"
+        decimals = 0 if difference.n == 1 else 1
+        count = fixed(abs(errors), decimals)
+        sentences.append(
+            f"{text}, {count} {words} errors of {experiment.num_examples:,}."
+        )
+    for label, recall in c.recall.items():
+        name = f"Recall on {experiment.class_names[label]}"
+        theirs, ours = arms[c.baseline].recall, arms[c.arm].recall
+        levels = ""
+        if label in theirs and label in ours:
+            before, after = (100 * r[label].mean for r in (theirs, ours))
+            levels = f": {fixed(before, 1)} % to {fixed(after, 1)} %"
+        sentences.append(_change(recall, accuracy, experiment, name + levels) + ".")
+    return " ".join(sentences)
+
+
+def _change(
+    difference: PairedDifference, metric: Metric, experiment: Experiment, name: str
+) -> str:
+    """Such as "Accuracy +3.5 points (95 % interval +3.1 to +4.0, without 0; ...)"."""
+    decimals = percent_decimals(experiment.num_examples)
+    mean = fixed(100 * difference.mean, decimals, sign=True)
+    joint = "," if ":" in name else ""
+    text = f"{name}{joint} {mean} points"
+    if difference.low is None or difference.high is None:
+        return text + " (one pair: no interval)"
+    ends = [
+        fixed(100 * x, decimals, sign=True) for x in (difference.low, difference.high)
+    ]
+    zero = "without 0" if difference.excludes_zero else "includes 0"
+    level = f"{100 * difference.confidence:g} % interval"
+    better = better_of(metric, difference).replace("/", " of ")
+    return f"{text} ({level} {ends[0]} to {ends[1]}, {zero}; {better} pairs better)"
+
+
+def _pairs(n: int) -> str:
+    return "1 pair" if n == 1 else f"{n} pairs"
+
+
+def tables(experiment: Experiment) -> list[Table]:
+    """Quality, paired differences, cost, recall and forgetting, as far as known."""
+    found = [
+        _quality(experiment),
+        _differences(experiment),
+        _tests(experiment),
+        _recall(experiment),
+        _forgetting(experiment),
+        _cost(experiment),
+        _budget(experiment),
+    ]
+    return [table for table in found if table is not None and table.rows]
+
+
+def _models(experiment: Experiment) -> list[Arm]:
+    teacher = [] if experiment.teacher is None else [experiment.teacher]
+    return [*teacher, *experiment.arms]
+
+
+def _heading(metric: Metric, *, difference: bool = False) -> str:
+    unit = metric.unit.replace("%", "points") if difference else metric.unit
+    unit = f", {unit}" if unit else ""
+    return f"{metric.label}{unit} {'↑' if metric.higher_is_better else '↓'}"
+
+
+def _once(arm: Arm, value: Spread | None) -> Spread | None:
+    """One teacher for all seeds is one value, not a mean without spread."""
+    if value is None or arm.name != "teacher" or len(set(value.values)) > 1:
+        return value
+    return Spread(value.mean, None, value.values[:1])
+
+
+def _quality(experiment: Experiment) -> Table:
+    models = _models(experiment)
+    columns = []
+    for metric in QUALITY:
+        values = [_once(arm, arm.metrics[metric.key]) for arm in models]
+        means = [value.mean for value in values if value is not None]
+        decimals = decimals_of(metric, means, experiment.num_examples)
+        columns.append([with_spread(metric, value, decimals) for value in values])
+    errors = [_errors(arm) for arm in models]
+    rows = tuple(
+        tuple(
+            Cell(text) for text in (arm.name, first, error, *rest, str(len(arm.runs)))
+        )
+        for arm, error, first, *rest in zip(models, errors, *columns, strict=True)
+    )
+    first, *others = [_heading(metric) for metric in QUALITY]
+    return Table(
+        "Quality",
+        f"On {experiment.num_examples:,} examples of {experiment.split}: mean ± "
+        "standard deviation over seeds. A single model shows the 95 % Wilson interval "
+        "of its accuracy instead, which is the luck of the examples only.",
+        ("model", first, "errors", *others, "seeds"),
+        rows,
+    )
+
+
+def _errors(arm: Arm) -> str:
+    """Errors as a count, such as "90.8 ± 3.2 of 400", or "23 of 400 (...)"."""
+    accuracy = _once(arm, arm.metrics["accuracy"])
+    if accuracy is None:
+        return MISSING
+    total = arm.runs[0].num_examples
+    wrong = total * (1 - accuracy.mean)
+    if accuracy.sd is not None:
+        return f"{fixed(wrong, 1)} ± {fixed(total * accuracy.sd, 1)} of {total:,}"
+    if not 0 <= accuracy.mean <= 1:
+        return MISSING
+    low, high = wilson_interval(total * accuracy.mean, total)
+    decimals = percent_decimals(total)
+    ends = f"{fixed(100 * low, decimals)} to {fixed(100 * high, decimals)} %"
+    return f"{fixed(wrong, 0)} of {total:,} (right: {ends})"
+
+
+def _differences(experiment: Experiment) -> Table:
+    rows = []
+    for c in experiment.comparisons:
+        name = f"{c.arm} − {c.baseline}"
+        for metric in QUALITY:
+            difference = c.differences[metric.key]
+            if difference is not None:
+                cells = _difference_cells(metric, difference, experiment, c)
+                rows.append(
+                    (Cell(name), Cell(_heading(metric, difference=True)), *cells)
+                )
+                name = ""
+    return Table(
+        "Paired differences",
+        "Arm minus baseline with the same seed: mean, 95 % Student-t interval, and how "
+        "many pairs are better.",
+        ("arm − baseline", "measure", "difference", "95 % interval", "pairs better"),
+        tuple(rows),
+    )
+
+
+def _difference_cells(
+    metric: Metric,
+    difference: PairedDifference,
+    experiment: Experiment,
+    c: Comparison,
+) -> tuple[Cell, ...]:
+    sizes = [difference.mean, difference.sd or 0.0]
+    decimals = decimals_of(metric, sizes, experiment.num_examples)
+    tone = ""
+    if difference.excludes_zero and not c.unfair:
+        improved = (difference.mean > 0) == metric.higher_is_better
+        tone = "better" if improved else "worse"
+    return (
+        Cell(signed(metric, difference.mean, decimals), tone),
+        Cell(interval(metric, difference, decimals)),
+        Cell(better_of(metric, difference)),
+    )
+
+
+def _tests(experiment: Experiment) -> Table:
+    rows = []
+    for c in experiment.comparisons:
+        accuracy, won, lost, pooled = c.differences["accuracy"], MISSING, MISSING, None
+        if c.pooled is not None:
+            won, lost = f"{c.pooled.gained:,}", f"{c.pooled.lost:,}"
+            pooled = c.pooled.p_value
+        cells = (
+            f"{c.arm} − {c.baseline}",
+            p_value(accuracy.t_p_value if accuracy else None),
+            p_value(accuracy.sign_p_value if accuracy else None),
+            p_value(pooled),
+            won,
+            lost,
+            str(len(c.seeds)),
+        )
+        rows.append(tuple(map(Cell, cells)))
+    return Table(
+        "Tests of the accuracy",
+        "Two-sided p values. McNemar's test counts the single predictions, over all "
+        "pairs, that only the arm (won) or only its baseline (lost) has right; it "
+        "repeats each test example once for each seed, so its p is optimistic.",
+        (
+            "arm − baseline",
+            "paired t",
+            "signs",
+            "McNemar",
+            "won",
+            "lost",
+            "pairs",
+        ),
+        tuple(rows),
+    )
+
+
+def _recall(experiment: Experiment) -> Table | None:
+    if not experiment.focus_classes:
+        return None
+    share = QUALITY[0]
+    rows = []
+    for label in experiment.focus_classes:
+        for arm in _models(experiment):
+            recall = _once(arm, arm.recall.get(label))
+            counts = arm.per_class
+            right = MISSING
+            if counts["correct"] is not None and counts["count"] is not None:
+                decimals = 0 if recall is not None and recall.sd is None else 1
+                right = fixed(counts["correct"][label], decimals)
+                right = f"{right} of {fixed(counts['count'][label], 0)}"
+            change = [
+                f"{signed(share, c.recall[label].mean, 1)} "
+                f"({interval(share, c.recall[label], 1)})"
+                for c in experiment.comparisons
+                if c.arm == arm.name and label in c.recall
+            ]
+            name = experiment.class_names[label]
+            cells = (name, arm.name, with_spread(share, recall, 1), right)
+            rows.append(tuple(map(Cell, (*cells, "; ".join(change) or MISSING))))
+    return Table(
+        "Recall of the classes in focus",
+        "Of the examples of the class, how many are recognised; the difference is to "
+        "the arm's baseline, in pairs.",
+        ("class", "model", "recall, %", "right", "difference, points"),
+        tuple(rows),
+    )
+
+
+def _forgetting(experiment: Experiment) -> Table | None:
+    known = [arm for arm in experiment.arms if arm.per_class["gained"] is not None]
+    names = experiment.class_names
+    if not known or experiment.teacher is None or len(names) > MAX_CLASSES:
+        return None
+    teacher = experiment.teacher.per_class
+    rows = []
+    for label, name in enumerate(names):
+        cells = [name, *(_count(teacher[key], label) for key in ("count", "correct"))]
+        cells += [
+            f"+{_count(arm.per_class['gained'], label)} "
+            f"−{_count(arm.per_class['lost'], label)}"
+            for arm in known
+        ]
+        rows.append(tuple(map(Cell, cells)))
+    return Table(
+        "Gained and lost against the teacher",
+        "Examples of each class that the student has right and the teacher wrong (+), "
+        "and the reverse (−): mean over seeds.",
+        ("class", "examples", "teacher right", *(arm.name for arm in known)),
+        tuple(rows),
+    )
+
+
+def _count(counts: list[float] | None, label: int) -> str:
+    """A mean count; whole numbers only where all of its kind are whole."""
+    if counts is None:
+        return MISSING
+    whole = all(float(count).is_integer() for count in counts)
+    return fixed(counts[label], 0 if whole else 1)
+
+
+def _cost(experiment: Experiment) -> Table:
+    models = _models(experiment)
+    rows = []
+    for arm in models:
+        cells = [arm.name]
+        for metric in COST:
+            value, reference = arm.metrics[metric.key], None
+            if experiment.teacher is not None and arm is not experiment.teacher:
+                reference = experiment.teacher.metrics[metric.key]
+            text = quantity(None if value is None else value.mean, metric.unit)
+            cells.append(text + _ratio(value, reference))
+        rows.append(tuple(map(Cell, cells)))
+    return Table(
+        "Cost",
+        "Means over seeds; in brackets, relative to the teacher. Latency is the median "
+        f"at batch {_batch(models, 'latency_ms')}, throughput at batch "
+        f"{_batch(models, 'throughput')}.",
+        ("model", *(m.label for m in COST)),
+        tuple(rows),
+    )
+
+
+def _ratio(value: Spread | None, reference: Spread | None) -> str:
+    if value is None or reference is None or not reference.mean or not value.mean:
+        return ""
+    ratio = value.mean / reference.mean
+    if ratio < 1:
+        return f" (1/{short(1 / ratio)})"
+    return f" ({short(ratio)}×)"
+
+
+def _budget(experiment: Experiment) -> Table:
+    rows = []
+    for arm in experiment.arms:
+        steps = sorted({run.steps for run in arm.runs})
+        seen = sorted({run.examples_seen for run in arm.runs})
+        rows.append(
+            (
+                Cell(arm.name),
+                Cell(" / ".join(f"{n:,}" for n in steps)),
+                Cell(" / ".join(f"{n:,.10g}" for n in seen)),
+                Cell(_mean_seconds([run.train_seconds for run in arm.runs])),
+                Cell(_mean_seconds([run.compile_seconds for run in arm.runs])),
+            )
+        )
+    return Table(
+        "Training budget",
+        "Of each run; the times are means over seeds, and compilation is not in the "
+        "training time.",
+        ("arm", "steps", "examples seen", "training", "compilation"),
+        tuple(rows),
+    )
+
+
+def _mean_seconds(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return quantity(sum(known) / len(known), "s") if known else MISSING
+
+
+def _batch(models: list[Arm], key: str) -> str:
+    evaluations = [run.student.get(key) or {} for arm in models for run in arm.runs]
+    found = {e["batch"] for e in evaluations if "batch" in e}
+    return "/".join(map(str, sorted(found))) or "unknown"
