@@ -20,8 +20,8 @@ options
   --dry-run         print the commands, and execute nothing
   --help            print this
 
-On several nodes the command gets --multihost, and each process finds its place in the
-environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The working
+On several nodes the command gets --multihost with the address of the coordinator, the
+number of processes and the id of the process, which this script finds. The working
 directory has to be one that all nodes share. When one process fails, the others are
 stopped. .venv/bin/distilljax of the checkout is used if it is there, else the one on
 PATH; `scripts/setup_vm.sh cuda` makes it.
@@ -104,23 +104,26 @@ executable() {
 }
 
 # jax finds its place under SLURM by itself, but takes one process per GPU for granted
-# and would use the first GPU of each node alone. So the place is set here.
+# and would use the first GPU of each node alone. So it is told its place, and does not
+# see the variable from which it would choose a GPU.
 run_under_slurm() {
-    local nodes=$SLURM_JOB_NUM_NODES coordinator=FIRST_NODE place=() multihost=()
+    local nodes=$SLURM_JOB_NUM_NODES coordinator=FIRST_NODE
+    local step=(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1)
     cd "$dir"
-    if ((nodes > 1)); then
-        if [[ -z $dry_run ]]; then
-            coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-            coordinator=${coordinator%%$'\n'*}
-        fi
-        place=("JAX_COORDINATOR_ADDRESS=$coordinator:$port" "JAX_NUM_PROCESSES=$nodes")
-        multihost=(--multihost)
+    step+=(--kill-on-bad-exit=1)
+    if ((nodes == 1)); then
+        execute "${step[@]}" "$(executable)" "${arguments[@]}"
+        return
+    fi
+    if [[ -z $dry_run ]]; then
+        coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+        coordinator=${coordinator%%$'\n'*}
     fi
     # shellcheck disable=SC2016  # SLURM_PROCID has its value in the processes only
-    execute srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
-        --kill-on-bad-exit=1 env ${place[@]+"${place[@]}"} \
-        bash -c 'JAX_PROCESS_ID=$SLURM_PROCID exec "$@"' distilljax \
-        "$(executable)" "${arguments[@]}" ${multihost[@]+"${multihost[@]}"}
+    execute "${step[@]}" bash -c \
+        'unset SLURM_LOCALID; exec "$@" --process-id "$SLURM_PROCID"' distilljax \
+        "$(executable)" "${arguments[@]}" \
+        --multihost --coordinator "$coordinator:$port" --num-processes "$nodes"
 }
 
 # Words for the shell of another host, whichever it is: %q of printf would write control
@@ -133,13 +136,12 @@ quoted() {
 }
 
 remote_command() {
-    local process=$1 words=("${arguments[@]}")
-    printf "cd%s && exec env PATH=\"\$PWD/.venv/bin:\$PATH\"" "$(quoted "$dir")"
+    local words=("${arguments[@]}")
     if ((${#hosts[@]} > 1)); then
-        quoted "JAX_COORDINATOR_ADDRESS=${hosts[0]#*@}:$port" \
-            "JAX_NUM_PROCESSES=${#hosts[@]}" "JAX_PROCESS_ID=$process"
-        words+=(--multihost)
+        words+=(--multihost --coordinator "${hosts[0]#*@}:$port")
+        words+=(--num-processes "${#hosts[@]}" --process-id "$1")
     fi
+    printf "cd%s && PATH=\"\$PWD/.venv/bin:\$PATH\" exec" "$(quoted "$dir")"
     quoted distilljax "${words[@]}"
 }
 

@@ -33,9 +33,8 @@ class Stage:
             f"#!{sys.executable} -S\n"
             "import json, os, subprocess, sys\n"
             "argv = sys.argv[1:]\n"
-            "env = {k: v for k, v in os.environ.items() if k.startswith('JAX_')}\n"
             f"with open({str(self.log)!r}, 'a') as log:\n"
-            f"    print(json.dumps([{name!r}, argv, os.getcwd(), env]), file=log)\n"
+            f"    print(json.dumps([{name!r}, argv, os.getcwd()]), file=log)\n"
             f"{body}\n"
         )
         path.chmod(0o755)
@@ -46,7 +45,6 @@ class Stage:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
         clean |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home)}
         clean |= env
-        clean = {k: v for k, v in clean.items() if not k.startswith("JAX_")}
         return subprocess.run(
             [REPOSITORY / "scripts" / script, *arguments],
             capture_output=True,
@@ -68,7 +66,7 @@ class Stage:
         return [call[1] for call in self.full_calls(name)]
 
     def full_calls(self, name: str) -> list[list]:
-        """``[name, words, working directory, JAX_* variables]`` of each call."""
+        """``[name, words, working directory]`` of each call."""
         lines = map(json.loads, self.log.read_text().splitlines())
         return [call for call in lines if call[0] == name]
 

@@ -19,7 +19,8 @@ sys.exit(done.returncode)
 SRUN = """
 env = dict(os.environ)
 count = int(next(a for a in argv if a.startswith("--ntasks=")).split("=")[1])
-command = argv[argv.index("env"):]
+command = argv[next(i for i, word in enumerate(argv) if word[:2] != "--"):]
+env["SLURM_LOCALID"] = "0"
 for process in range(count):
     env["SLURM_PROCID"] = str(process)
     code = subprocess.run(command, env=env).returncode
@@ -42,10 +43,11 @@ def cluster(stage):
     return stage
 
 
-def places(cluster) -> list[dict[str, str]]:
-    """The environment by which each process found its place, in order of its id."""
-    found = [call[3] for call in cluster.full_calls("distilljax")]
-    return sorted(found, key=lambda env: int(env.get("JAX_PROCESS_ID", -1)))
+def placed(number: int, coordinator: str) -> list[list[str]]:
+    """The words that each of the processes should have got."""
+    words = [*AWKWARD, "--multihost", "--coordinator", coordinator]
+    words += ["--num-processes", str(number), "--process-id"]
+    return [[*words, str(process)] for process in range(number)]
 
 
 def test_one_node_runs_here_as_one_process(cluster):
@@ -53,7 +55,7 @@ def test_one_node_runs_here_as_one_process(cluster):
 
     assert done.returncode == 0, done.stderr
     assert cluster.full_calls("distilljax") == [
-        ["distilljax", AWKWARD, str(cluster.checkout), {}]
+        ["distilljax", AWKWARD, str(cluster.checkout)]
     ]
     assert cluster.calls("ssh") == cluster.calls("srun") == []
 
@@ -68,15 +70,7 @@ def test_hosts_get_one_process_each_and_their_place(cluster):
     assert all(
         call[:3] == ["-tt", "-o", "BatchMode=yes"] for call in cluster.calls("ssh")
     )
-    assert cluster.calls("distilljax") == [[*AWKWARD, "--multihost"]] * 3
-    assert places(cluster) == [
-        {
-            "JAX_COORDINATOR_ADDRESS": "n1:8476",
-            "JAX_NUM_PROCESSES": "3",
-            "JAX_PROCESS_ID": str(process),
-        }
-        for process in range(3)
-    ]
+    assert sorted(cluster.calls("distilljax")) == placed(3, "n1:8476")
     assert {c[2] for c in cluster.full_calls("distilljax")} == {str(cluster.checkout)}
 
 
@@ -87,7 +81,6 @@ def test_a_single_host_is_no_cluster(cluster):
 
     assert done.returncode == 0, done.stderr
     assert cluster.calls("distilljax") == [["train"]]
-    assert places(cluster) == [{}]
 
 
 def test_the_first_failure_stops_the_others(cluster):
@@ -119,15 +112,7 @@ def test_under_slurm_every_node_runs_one_process(cluster):
     assert cluster.calls("srun")[0][:4] == [
         "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=1",
     ]  # fmt: skip
-    assert cluster.calls("distilljax") == [[*AWKWARD, "--multihost"]] * 3
-    assert places(cluster) == [
-        {
-            "JAX_COORDINATOR_ADDRESS": "n7:9000",
-            "JAX_NUM_PROCESSES": "3",
-            "JAX_PROCESS_ID": str(process),
-        }
-        for process in range(3)
-    ]
+    assert cluster.calls("distilljax") == placed(3, "n7:9000")
 
 
 def test_one_node_under_slurm_needs_no_coordinator(cluster):
@@ -136,6 +121,15 @@ def test_one_node_under_slurm_needs_no_coordinator(cluster):
     assert done.returncode == 0, done.stderr
     assert cluster.calls("distilljax") == [["train"]]
     assert cluster.calls("scontrol") == []
+
+
+def test_jax_under_slurm_is_left_all_gpus_of_the_node(cluster):
+    """jax would take SLURM_LOCALID for the number of the one GPU to use."""
+    cluster.install("sys.exit('SLURM_LOCALID' in os.environ)")
+
+    done = cluster.run("gpu.sh", f"--dir={cluster.checkout}", "--", "t", **slurm(2))
+
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("env", [{}, slurm(2)], ids=["here", "slurm"])
