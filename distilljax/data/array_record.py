@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -24,8 +25,8 @@ def encode_example(example: Example) -> bytes:
     """One example as bytes.
 
     Format: the four bytes ``DJX1``; the length of the header as a little-endian uint32;
-    the header, a JSON object from the name of each field to ``[dtype, shape]``; then the
-    values of the fields, in the header's order, little-endian and in C order.
+    the header, a JSON object from the name of each field to ``[dtype, shape]``; then
+    the values of the fields, in the header's order, little-endian and in C order.
 
     Args:
       example: A dict of arrays or numbers.
@@ -68,7 +69,7 @@ def decode_example(record: bytes) -> Example:
             "record",
             "begin with DJX1",
             repr(record[:4]),
-            "Write the file with write_array_record; TFDS has a source of its own, Tfds.",
+            "Write the file with write_array_record; files of TFDS are read by Tfds.",
         )
     (length,) = struct.unpack_from("<I", record, 4)
     fields, size = _layout(record[8 : 8 + length])
@@ -99,9 +100,9 @@ def _layout(header: bytes) -> tuple[list[Any], int]:
 def write_array_record(path: str | Path, examples: Iterable[Example]) -> int:
     """Write examples to an ArrayRecord file; return how many.
 
-    The file appears under its name when it is complete: a crash leaves no half file that
-    a later run would read. One record is one group, which is what makes random reads
-    fast (16 times faster than groups of 1,024, at the price of a larger file).
+    The file appears under its name when it is complete: a crash leaves no half file
+    that a later run would read. One record is one group, which is what makes random
+    reads fast (16 times faster than groups of 1,024, at the price of a larger file).
 
     Args:
       path: The file; its directory is made.
@@ -111,18 +112,19 @@ def write_array_record(path: str | Path, examples: Iterable[Example]) -> int:
       >>> import tempfile
       >>> directory = tempfile.TemporaryDirectory()
       >>> path = f"{directory.name}/train.array_record"
-      >>> write_array_record(path, [{"inputs": np.zeros(2), "labels": k} for k in (4, 2)])
+      >>> two = [{"inputs": np.zeros(2), "labels": k} for k in (4, 2)]
+      >>> write_array_record(path, two)
       2
       >>> [int(example["labels"]) for example in ArrayRecord((path,))()]
       [4, 2]
       >>> directory.cleanup()
     """
-    from array_record.python import array_record_module  # heavy
+    writers: Any = importlib.import_module("array_record.python.array_record_module")
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.incomplete-{os.getpid()}")
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+    writer = writers.ArrayRecordWriter(str(partial), "group_size:1")
     try:
         count = 0
         for example in examples:

@@ -47,8 +47,9 @@ class RandomShift:
       >>> moved.shape, float(moved.sum())    # one pixel: it moves but never leaves
       ((1, 3, 3, 1), 1.0)
 
-    Reference: Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov, "Knowledge distillation: a
-    good teacher is patient and consistent", CVPR 2022 (the same view for both models).
+    Reference: Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov, "Knowledge distillation:
+    a good teacher is patient and consistent", CVPR 2022 (the same view for both
+    models).
     """
 
     max_pixels: int = 2
@@ -74,7 +75,9 @@ class RandomShift:
             )
         batch, height, width, channels = images.shape
         m = self.max_pixels
-        padded = np.zeros((batch, height + 2 * m, width + 2 * m, channels), images.dtype)
+        padded = np.zeros(
+            (batch, height + 2 * m, width + 2 * m, channels), images.dtype
+        )
         padded[:, m : m + height, m : m + width] = images
         # A view of every window of every image; choosing one of each copies it once.
         s_batch, s_row, s_column, s_channel = padded.strides

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,56 +21,67 @@ from distilljax.data.sources import (
     check_examples,
     num_classes_of,
     read_examples,
+    read_rows,
+    stack_examples,
 )
-
-if TYPE_CHECKING:
-    from distilljax.data.pipeline import Loader
 
 
 @dataclass(frozen=True)
-class Stream:
-    """The endless stream as a random-access source of Grain: position to example."""
+class LocalBatches:
+    """The batches of one process as a random-access source of Grain.
+
+    An element of the Grain dataset is a whole batch. Grain's bookkeeping costs 35 us
+    for each element and step, as much as decoding a small image, and storage reads many
+    records in one call faster than one by one.
+
+    Attributes:
+      source: Where the examples are.
+      order: From stream positions to examples.
+      shard: Which rows of a batch are read here.
+      finish: From raw rows to a batch.
+      transforms: Grain transforms of single examples.
+      origin: Stream position of the first row of global batch 0.
+    """
 
     source: Source
     order: Order
+    shard: Shard
+    finish: Finish
+    transforms: tuple[Any, ...]
+    origin: int = 0
 
     def __len__(self) -> int:
-        """As long as a position can say."""
-        return sys.maxsize
+        """As many as a position can count."""
+        return sys.maxsize // self.shard.batch_size
 
-    def __getitem__(self, position: int) -> Example:
-        """The example at a position of the stream."""
-        return self._getitems([position])[0]
+    def __getitem__(self, batch: int) -> Batch:
+        """This process's rows of global batch ``batch``."""
+        start = self.origin + batch * self.shard.batch_size
+        start += self.shard.process_index * self.shard.rows
+        index = self.order.indices(start, self.shard.rows)
+        if self.transforms:
+            examples = read_examples(self.source, index.tolist())
+            examples = [self._transformed(e, start + i) for i, e in enumerate(examples)]
+            inputs, labels = stack_examples(examples, index)
+        else:
+            inputs, labels = read_rows(self.source, index)
+        check_examples("Loader", inputs, labels, num_classes_of(self.source), index)
+        return self.finish(start, inputs, labels, index)
 
-    def _getitems(self, positions: Sequence[int]) -> list[Example]:
-        """Several examples; Grain calls this with the positions of a batch."""
-        index = [int(self.order.indices(p, 1)[0]) for p in positions]
-        examples = read_examples(self.source, index)
-        return [
-            {
-                "inputs": np.asarray(example["inputs"]),
-                "labels": np.int64(example["labels"]),
-                "index": np.int64(i),
-                "position": np.int64(position),
-            }
-            for example, i, position in zip(examples, index, positions, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Check:
-    """Checks the stacked rows of a batch, and finishes them."""
-
-    finish: Finish
-    num_classes: int | None
-
-    def __call__(self, rows: dict[str, np.ndarray]) -> Batch:
-        """The batch; runs in Grain's threads."""
-        inputs, labels, index = rows["inputs"], rows["labels"], rows["index"]
-        check_examples("Loader", inputs, labels, self.num_classes, index)
-        return self.finish(
-            int(rows["position"][0]), inputs, labels.astype(np.int32), index
-        )
+    def _transformed(self, example: Example, position: int) -> Example:
+        transform: Any  # the base classes of Grain promise to return None
+        for step, transform in enumerate(self.transforms):
+            match transform:
+                case grain.transforms.Map():
+                    example = transform.map(example)
+                case grain.transforms.RandomMap():
+                    # Random numbers of this position, whoever reads it and when.
+                    key = derive_key(self.finish.seed, "transform", step, position)
+                    rng = np.random.Generator(np.random.Philox(key))
+                    example = transform.random_map(example, rng)
+                case grain.transforms.MapWithIndex():
+                    example = transform.map_with_index(position, example)
+        return example
 
 
 class GrainReader:
@@ -78,71 +89,64 @@ class GrainReader:
 
     def __init__(
         self,
-        loader: Loader,
-        source: Source,
-        order: Order,
-        shard: Shard,
-        finish: Finish,
-        seed: int,
+        batches: LocalBatches,
+        *,
+        num_threads: int,
+        prefetch: int,
+        num_workers: int,
     ):
-        # Grain's worker processes read absl flags, which nobody has parsed in pytest, in
-        # a notebook or under a command line that is not absl's.
+        check_transforms(batches.transforms)
+        # Grain's worker processes read absl flags, which nobody has parsed in pytest,
+        # in a notebook or under a command line that is not absl's.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        self._loader = loader
-        self._shard = shard
+        self._batches = batches
+        self._options = grain.ReadOptions(
+            num_threads=num_threads,
+            prefetch_buffer_size=max(prefetch, num_threads),
+        )
+        self._num_workers = num_workers
         self._iterator: Any = None
         self._position = 0
-        self._finish = Check(finish, num_classes_of(source))
-        stream = grain.MapDataset.source(Stream(source, order))
-        self._stream = stream.seed(derive_key(seed, "transforms") % 2**32)
-        for transform in loader.transforms:
-            self._stream = _transformed(self._stream, transform)
 
     def __call__(self, next_example: int) -> Batch:
         """This process's rows of the global batch that begins at ``next_example``."""
         if self._iterator is None or next_example != self._position:
             self._restart(next_example)
-        iterator, self._iterator = self._iterator, None  # dropped if the read fails
+        iterator: Any = self._iterator
+        self._iterator = None  # and so dropped if the read fails
         batch = next(iterator)
-        self._iterator, self._position = iterator, next_example + self._shard.batch_size
+        self._iterator = iterator
+        self._position = next_example + self._batches.shard.batch_size
         return batch
 
     def _restart(self, next_example: int) -> None:
         if self._iterator is not None:
             self._iterator.close()
-        loader, shard = self._loader, self._shard
-        # Batches of one process's size, of which this process takes every n-th: its
-        # rows are one contiguous run of the global batch.
-        batches = self._stream[next_example:].batch(shard.rows, drop_remainder=True)
-        batches = batches[shard.process_index :: shard.process_count]
-        options = grain.ReadOptions(
-            num_threads=loader.num_threads,
-            prefetch_buffer_size=max(loader.prefetch, loader.num_threads),
-        )
-        dataset = batches.map(self._finish).to_iter_dataset(options)
-        if loader.num_workers > 0:
+        batches: Any = replace(self._batches, origin=next_example)
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(self._options)
+        if self._num_workers > 0:
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=loader.num_workers)
+                grain.MultiprocessingOptions(num_workers=self._num_workers)
             )
-        self._iterator, self._position = iter(dataset), next_example
+        self._iterator = iter(dataset)
 
 
-def _transformed(
-    stream: grain.MapDataset[Example], transform: Any
-) -> grain.MapDataset[Example]:
-    if isinstance(transform, grain.transforms.Map):
-        return stream.map(transform)
-    if isinstance(transform, grain.transforms.RandomMap):
-        return stream.random_map(transform)
-    if isinstance(transform, grain.transforms.MapWithIndex):
-        return stream.map_with_index(transform)
-    return fail(
-        "Loader",
-        "transforms",
-        "be grain.transforms.Map, RandomMap or MapWithIndex",
-        type(transform).__name__,
-        "A filter would make the position of an example depend on the data before it: "
-        "leave examples out of the source instead.",
-        TypeError,
+def check_transforms(transforms: Sequence[Any]) -> None:
+    """Every transform makes one example of one example."""
+    kinds = (
+        grain.transforms.Map,
+        grain.transforms.RandomMap,
+        grain.transforms.MapWithIndex,
     )
+    for transform in transforms:
+        if not isinstance(transform, kinds):
+            fail(
+                "Loader",
+                "transforms",
+                "be grain.transforms.Map, RandomMap or MapWithIndex",
+                type(transform).__name__,
+                "A filter would make the position of an example depend on the data "
+                "before it: leave examples out of the source instead.",
+                TypeError,
+            )

@@ -3,8 +3,8 @@
 A shuffle or an augmentation drawn from a stateful generator depends on how many numbers
 were drawn before: on the number of processes, of threads, and of restarts. Here every
 number is a hash of (key, counter), so any process can compute any of them at any time.
-The hash is splitmix64: a bijection of 64-bit integers in six operations, vectorised. The
-numbers are defined by these lines alone, so that they outlive any version of NumPy.
+The hash is splitmix64: a bijection of 64-bit integers in six operations, vectorised.
+The numbers are defined by these lines alone, so that they outlive any version of NumPy.
 
 Reference: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014 (the finaliser is Stafford's variant 13).
@@ -15,7 +15,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: counters map to distinct states
+_GOLDEN = (
+    0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: counters map to distinct states
+)
 _MASK = (1 << 64) - 1
 
 
@@ -36,8 +38,8 @@ def random_bits(
 ) -> UInt64[np.ndarray, "*shape"]:
     """64 random bits for each counter: output number ``counter`` of splitmix64(key).
 
-    Distinct counters give distinct bits (the map is a bijection), so sorting the bits is
-    a permutation without ties.
+    Distinct counters give distinct bits (the map is a bijection), so sorting the bits
+    is a permutation without ties.
 
     Args:
       key: The seed of the stream; used modulo 2^64.
@@ -67,7 +69,9 @@ def derive_key(*parts: int | str) -> int:
     """
     key = 0
     for part in parts:
-        number = int.from_bytes(part.encode(), "little") if isinstance(part, str) else part
+        number = (
+            int.from_bytes(part.encode(), "little") if isinstance(part, str) else part
+        )
         while True:  # long names are folded 64 bits at a time
             key = _first_output(key ^ (number & _MASK))
             number >>= 64

@@ -132,8 +132,8 @@ class Idx:
 def read_idx(path: str | Path, axes: int) -> UInt8[np.ndarray, "*shape"]:
     """The bytes of one idx file as an array; ``.gz`` is decompressed.
 
-    Format: two zero bytes, 8 (for uint8), the number of axes; the length of each axis as
-    a big-endian uint32; the values in C order.
+    Format: two zero bytes, 8 (for uint8), the number of axes; the length of each axis
+    as a big-endian uint32; the values in C order.
 
     Args:
       path: The file.

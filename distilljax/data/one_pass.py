@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int
 
 from distilljax.data.finish import Batch, Shard, check_shards, scaled
 from distilljax.data.sources import (
-    Arrays,
     Source,
     check_examples,
     check_not_empty,
     num_classes_of,
-    read_examples,
+    read_rows,
 )
 
 
@@ -46,6 +44,7 @@ def eval_batches(
       ``loss_mask`` bool and ``index`` int64.
 
     Example:
+      >>> from distilljax.data.sources import Arrays
       >>> source = Arrays(np.ones((3, 1), np.uint8), np.array([5, 6, 7]))
       >>> for batch in eval_batches(source, 2):
       ...     print(batch["labels"].tolist(), batch["loss_mask"].tolist())
@@ -67,7 +66,8 @@ def _one_pass(
         mask = index < len(source)
         # A process without a row of the last batch still needs the shape of one.
         real = index[mask] if mask.any() else np.zeros(1, np.int64)
-        inputs, labels = _read(source, real)
+        inputs, labels = read_rows(source, real)
+        check_examples("eval_batches", inputs, labels, num_classes_of(source), real)
         inputs = scaled(inputs, scale)
         padded_inputs = np.zeros((shard.rows, *inputs.shape[1:]), np.float32)
         padded_labels = np.zeros(shard.rows, np.int32)
@@ -81,15 +81,3 @@ def _one_pass(
             "loss_mask": mask,
             "index": np.where(mask, index, -1),
         }
-
-
-def _read(
-    source: Source, index: Int[np.ndarray, " rows"]
-) -> tuple[np.ndarray, Int[np.ndarray, " rows"]]:
-    if isinstance(source, Arrays):
-        return source.inputs[index], source.labels[index]
-    examples: Sequence = read_examples(source, index.tolist())
-    inputs = np.stack([np.asarray(e["inputs"]) for e in examples])
-    labels = np.array([e["labels"] for e in examples])
-    check_examples("eval_batches", inputs, labels, num_classes_of(source), index)
-    return inputs, labels

@@ -20,12 +20,13 @@ class Order:
     Position p belongs to epoch p // num_examples. Each epoch visits every example once,
     in an order of its own that depends on (seed, epoch) alone.
 
-    Why not ``grain.MapDataset.shuffle``: it walks a cipher of at least 16 bits until the
-    index falls inside the source, about 2^16 steps for an epoch however small the source
-    is. That is 25 ms for an epoch of 36 examples, a thousand times the cost of reading
-    them; and its seed is (seed + epoch), so that the second epoch of seed 0 is the first
-    epoch of seed 1. Above ``LARGEST_TABLE`` examples, where a table would be heavy and
-    the walk is short, the cipher of Grain is what computes the order, with a hashed seed.
+    Why not ``grain.MapDataset.shuffle``: it walks a cipher of at least 16 bits until
+    the index falls inside the source, about 2^16 steps for an epoch however small the
+    source is. That is 25 ms for an epoch of 36 examples, a thousand times the cost of
+    reading them; and its seed is (seed + epoch), so that the second epoch of seed 0 is
+    the first epoch of seed 1. Above ``LARGEST_TABLE`` examples, where a table would be
+    heavy and the walk is short, the cipher of Grain is what computes the order, with a
+    hashed seed.
 
     Example:
       >>> order = Order(4, seed=0, shuffle=True)

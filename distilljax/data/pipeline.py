@@ -10,8 +10,8 @@ position of its first example, which is the whole state of the iterator::
 The state does not know how many processes, threads or prefetched batches there are: it
 can be saved by one process and restored in eight, and the next global batch is the same
 array, rows in the same order. (``grain.experimental.ElasticIterator`` has such a state
-as well, but deals its rows like cards. With another number of processes the global array
-is then permuted, and dropout noise and microbatches go to other examples.)
+as well, but deals its rows like cards. With another number of processes the global
+array is then permuted, and dropout noise and microbatches go to other examples.)
 
 Two readers with this one contract, equal bit for bit: sources in memory are gathered a
 whole batch at a time, and everything else is read by Grain, ahead, in threads.
@@ -35,6 +35,7 @@ from distilljax.data.sources import (
     check_not_empty,
     load_in_memory,
 )
+
 
 @runtime_checkable
 class ResumableIterator(Protocol):
@@ -126,16 +127,19 @@ class Loader:
         if in_memory is None:
             in_memory = not self.transforms and _fits_in_memory(source)
         order = Order(len(source), seed=seed, shuffle=self.shuffle)
-        finish = Finish(
-            self.scale, self.augment, self.teacher_view, self.flatten, seed
-        )
+        finish = Finish(self.scale, self.augment, self.teacher_view, self.flatten, seed)
         shard = Shard(self.batch_size, process_index, process_count)
         if in_memory:
             read = MemoryReader(load_in_memory(source), order, shard, finish)
         else:
-            from distilljax.data.grain_reader import GrainReader  # heavy
+            from distilljax.data.grain_reader import GrainReader, LocalBatches  # heavy
 
-            read = GrainReader(self, source, order, shard, finish, seed)
+            read = GrainReader(
+                LocalBatches(source, order, shard, finish, self.transforms),
+                num_threads=self.num_threads,
+                prefetch=self.prefetch,
+                num_workers=self.num_workers,
+            )
         return Batches(read, self.batch_size, seed, len(source))
 
     def eval_batches(
@@ -219,7 +223,7 @@ class MemoryReader:
 
 
 class Batches:
-    """The endless iterator of a Loader: a reader, and the position of the next batch."""
+    """The endless iterator of a Loader: a reader, and where the next batch begins."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ of your own with these two methods is a source too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -145,6 +145,10 @@ class Records:
         """Example ``index``, decoded."""
         return self.decode(self.records[index])
 
+    def __iter__(self) -> Iterator[Example]:
+        """All examples; the records end with another error than Python's loops do."""
+        return (self[i] for i in range(len(self)))
+
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples, in the order of ``indices``."""
         return [self.decode(r) for r in read_examples(self.records, indices)]
@@ -217,6 +221,39 @@ def read_examples(source: Any, indices: Sequence[int]) -> Sequence[Any]:
     return [source[i] for i in indices]
 
 
+def read_rows(
+    source: Source, indices: Int[np.ndarray, " rows"]
+) -> tuple[Shaped[np.ndarray, "rows *features"], Int[np.ndarray, " rows"]]:
+    """The inputs and the labels of several examples, stacked.
+
+    Example:
+      >>> source = Arrays(np.zeros((3, 4), np.uint8), np.array([7, 8, 9]))
+      >>> inputs, labels = read_rows(source, np.array([2, 0]))
+      >>> inputs.shape, labels.tolist()
+      ((2, 4), [9, 7])
+    """
+    if isinstance(source, Arrays):
+        return source.inputs[indices], source.labels[indices]
+    return stack_examples(read_examples(source, indices.tolist()), indices)
+
+
+def stack_examples(
+    examples: Sequence[Example], indices: Int[np.ndarray, " rows"]
+) -> tuple[Shaped[np.ndarray, "rows *features"], Int[np.ndarray, " rows"]]:
+    """Examples as rows of arrays; ``indices`` name them if they do not fit."""
+    rows = [np.asarray(example["inputs"]) for example in examples]
+    for i, row in zip(indices, rows, strict=True):
+        if row.shape != rows[0].shape or row.dtype != rows[0].dtype:
+            fail(
+                "Loader",
+                "inputs",
+                f"have one shape and dtype, {rows[0].shape} {rows[0].dtype}",
+                f"{row.shape} {row.dtype} at example {i}",
+                "Crop or pad them in Loader(transforms=...).",
+            )
+    return np.stack(rows), np.array([int(e["labels"]) for e in examples], np.int32)
+
+
 def labels_of(source: Source) -> Int[np.ndarray, " examples"]:
     """All labels of a source, without decoding the inputs where possible.
 
@@ -250,22 +287,12 @@ def load_in_memory(source: Source) -> Arrays:
     if isinstance(source, Arrays):
         return source
     check_not_empty("load_in_memory", source)
-    first = np.asarray(source[0]["inputs"])
-    inputs = np.empty((len(source), *first.shape), first.dtype)
-    labels = np.empty(len(source), np.int64)
-    for start in range(0, len(source), 1024):
-        indices = range(start, min(start + 1024, len(source)))
-        for i, example in zip(indices, read_examples(source, indices), strict=True):
-            example_inputs = np.asarray(example["inputs"])
-            if example_inputs.shape != first.shape:
-                fail(
-                    "load_in_memory",
-                    "source",
-                    f"have inputs of one shape, {first.shape}",
-                    f"{example_inputs.shape} at example {i}",
-                    "Crop or pad them in Loader(transforms=..., in_memory=False).",
-                )
-            inputs[i], labels[i] = example_inputs, example["labels"]
+    parts = [
+        read_rows(source, np.arange(start, min(start + 1024, len(source))))
+        for start in range(0, len(source), 1024)
+    ]
+    inputs = np.concatenate([part[0] for part in parts])
+    labels = np.concatenate([part[1] for part in parts])
     class_names = getattr(source, "class_names", ())
     return Arrays(inputs, labels, num_classes_of(source), class_names)
 

@@ -67,7 +67,7 @@ class Tfds:
         )
 
     def _prepared(self) -> Any:
-        """A builder whose data is there, prepared by one process if many ask at once."""
+        """A builder whose data is there; of many processes, one prepares it."""
         tfds = _tfds()
         builder = self._builder()
         if builder.info.splits or _is_mocked(builder):
