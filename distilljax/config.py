@@ -87,7 +87,8 @@ class Config:
     log_every_steps: int = 50
     """Steps between lines of metrics, each the mean over those steps."""
     eval_every_steps: int = 200
-    """Steps between evaluations on `validation`, each with a checkpoint."""
+    """Steps between evaluations on `validation`; each has a checkpoint, if it can be
+    selected."""
     eval_batch_size: int = 256
     """Examples per batch of an evaluation, over all processes."""
     checkpoint_every_steps: int = 1000

@@ -26,12 +26,33 @@ from distilljax._functional import (
     split_module,
 )
 from distilljax.config import Config, to_json
+from distilljax.data import load_in_memory
+from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.evaluation.cost import cost
 from distilljax.evaluation.evaluate import Evaluator
 from distilljax.sharding import BATCH_AXES, tree_shardings
 from distilljax.terms import as_outputs
 from distilljax.workdir import fingerprint
+
+
+# The fields of a config that each of them depends on.
+TEACHER_PARTS = ("teacher", "teacher_forward", "teacher_rules", "mesh")
+STUDENT_PARTS = (*TEACHER_PARTS, "student", "student_forward", "trainable")
+TRAINING_PARTS = (
+    *STUDENT_PARTS,
+    "objective",
+    "optimizer",
+    "accumulate",
+    "compute_dtype",
+    "ema_decay",
+    "student_rules",
+)
+
+
+def _key(what: str, config: Config, fields: tuple[str, ...]) -> str:
+    parts = {name: to_json(getattr(config, name)) for name in fields}
+    return json.dumps([what, parts], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -43,58 +64,39 @@ class Programs:
 
     _made: dict[str, Any] = field(default_factory=dict)
 
-    def _once(self, what: str, parts: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        key = json.dumps([what, *(to_json(part) for part in parts)], sort_keys=True)
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+    def source(self, part: Any) -> Any:
+        """An opened source; kept in memory for the next run, if it is small."""
+        key = json.dumps(["source", to_json(part)], sort_keys=True)
+
+        def open_source():
+            source = part()
+            return load_in_memory(source) if _fits_in_memory(source) else source
+
+        return self._once(key, open_source)
 
     def teacher(self, config: Config, mesh: Mesh) -> Teacher | None:
         """The teacher of a config, loaded onto the mesh; None if it has none."""
         if config.teacher is None:
             return None
-        parts = (
-            config.teacher,
-            config.teacher_rules,
-            config.mesh,
-            config.teacher_forward,
-        )
-        return self._once("teacher", parts, lambda: Teacher.load(config, mesh))
+        key = _key("teacher", config, TEACHER_PARTS)
+        return self._once(key, lambda: Teacher.load(config, mesh))
 
     def student(self, config: Config, mesh: Mesh) -> Student:
         """The structure of the student, and its evaluation."""
-        parts = (
-            config.student,
-            config.trainable,
-            config.student_forward,
-            config.teacher,
-            config.teacher_rules,
-            config.mesh,
-        )
         teacher = self.teacher(config, mesh)
-        return self._once("student", parts, lambda: Student(config, teacher, mesh))
+        key = _key("student", config, STUDENT_PARTS)
+        return self._once(key, lambda: Student(config, teacher, mesh))
 
     def training(self, config: Config, mesh: Mesh) -> Training:
         """The step, and the state before it."""
-        parts = (
-            config.student,
-            config.objective,
-            config.optimizer,
-            config.teacher,
-            config.trainable,
-            config.accumulate,
-            config.compute_dtype,
-            config.ema_decay,
-            config.student_forward,
-            config.teacher_forward,
-            config.mesh,
-            config.student_rules,
-            config.teacher_rules,
-        )
         student, teacher = self.student(config, mesh), self.teacher(config, mesh)
-        return self._once(
-            "training", parts, lambda: Training(config, student, teacher, mesh)
-        )
+        key = _key("training", config, TRAINING_PARTS)
+        return self._once(key, lambda: Training(config, student, teacher, mesh))
 
 
 @dataclass(frozen=True)

@@ -78,13 +78,13 @@ def train(
                     if step % config.log_every_steps == 0 or last:
                         run.log(writers, "train", window.flush())
                     stopping = stop.is_set() or preempted(step)
+                    numbers = None
                     if step % config.eval_every_steps == 0 or last:
-                        run.log(writers, "train", window.flush())
                         numbers = run.validate(writers, step, state)
-                        run.save(step, state, batches, numbers)
-                    elif step % config.checkpoint_every_steps == 0 or stopping:
+                    if run.saves(step, numbers) or last or stopping:
+                        # what is saved is known to be finite
                         run.log(writers, "train", window.flush())
-                        run.save(step, state, batches, None)
+                        run.save(step, state, batches, numbers)
                     if stopping and not last:
                         return {"stopped_at": step}
             return run.results(state)
@@ -103,6 +103,7 @@ class _Run:
         self, config: Config, workdir: Path, programs: Programs, mesh: Any, arm: str
     ):
         self.config, self.workdir, self.mesh, self.arm = config, workdir, mesh, arm
+        self.programs = programs
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self.sharding = batch_sharding(mesh)
@@ -110,7 +111,7 @@ class _Run:
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
-        self.source = config.data()
+        self.source = programs.source(config.data)
         self.teacher = programs.teacher(config, mesh)
         self.student = programs.student(config, mesh)
         self.iterator = config.loader(self.source, seed=config.seed, **self.process)
@@ -181,10 +182,16 @@ class _Run:
         """Measures on the validation split, if there is one."""
         if self.config.validation is None:
             return None
-        found = self.evaluate(self.config.validation(), state).student
+        source = self.programs.source(self.config.validation)
+        found = self.evaluate(source, state).student
         numbers = {k: v for k, v in found.items() if isinstance(v, float)}
         self.log(writers, "validation", {"step": step, **numbers})
         return numbers
+
+    def saves(self, step: int, numbers: dict[str, float] | None) -> bool:
+        """True if a checkpoint is due: by the clock, or because it may be the best."""
+        may_be_best = numbers is not None and self.config.select is not None
+        return may_be_best or step % self.config.checkpoint_every_steps == 0
 
     def save(
         self, step: int, state: Any, batches: Any, numbers: dict[str, float] | None
@@ -252,7 +259,8 @@ class _Run:
             "date": today(),
         }
         if self.config.test is not None:
-            measured, predictions = self.measure("test", self.config.test(), state)
+            source = self.programs.source(self.config.test)
+            measured, predictions = self.measure("test", source, state)
             results |= measured
             if jax.process_index() == 0:
                 write_atomically(self.workdir / "predictions.npz", predictions)

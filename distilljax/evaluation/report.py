@@ -22,6 +22,7 @@ from distilljax._checks import fail
 from distilljax.evaluation import tables
 from distilljax.evaluation.arms import Arm
 from distilljax.evaluation.comparison import Comparison, Experiment, compare
+from distilljax.evaluation.headlines import headlines
 from distilljax.evaluation.runs import find_runs
 
 FORMAT = 1
@@ -131,7 +132,7 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
     slugs: set[str] = set()
     for experiment in experiments:
         slug = _slug(experiment.name, slugs)
-        lines = tables.headlines(experiment)
+        lines = headlines(experiment)
         figures = []
         for key, caption, figure in plots.draw(experiment, colors):
             buffer = io.BytesIO()
@@ -238,7 +239,7 @@ def experiment_json(experiment: Experiment) -> dict[str, Any]:
     shared = ("name", "description", "expected", "split", "num_examples", "class_names")
     fields = (*shared, "focus_classes", "notes")
     models = [] if experiment.teacher is None else [experiment.teacher]
-    lines = tables.headlines(experiment)
+    lines = headlines(experiment)
     return {field: getattr(experiment, field) for field in fields} | {
         "teacher": _arm_json(models[0]) if models else None,
         "arms": [_arm_json(arm) for arm in experiment.arms],
