@@ -116,6 +116,7 @@ def layer_of(part: str) -> int:
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=name_of)
 def test_imports_point_down(path: Path):
     part = part_of(path)
+    layer = layer_of(part)
     wrong = []
     for line, imported in imports_of(path):
         top, *rest = imported.split(".")
@@ -123,9 +124,9 @@ def test_imports_point_down(path: Path):
         other = rest[0] if rest and exists_in_package(rest[0]) else "__init__"
         if top != "distilljax" or other == part:
             continue
-        if layer_of(other) > layer_of(part):
+        if layer_of(other) > layer:
             wrong.append(f"line {line}: {imported} lies above {part}")
-        elif layer_of(other) == layer_of(part) and (part, other) not in SIBLINGS:
+        elif layer_of(other) == layer and (part, other) not in SIBLINGS:
             wrong.append(f"line {line}: {imported} lies beside {part}")
     assert not wrong, (
         f"{name_of(path)} must import from the layers below only. {'; '.join(wrong)}. "
