@@ -109,10 +109,10 @@ def draw(
 
 
 def save(figure: Figure, file: Any) -> None:
-    """Write a PNG, 2 pixels to a point of an 800 pixel page, without a date in it."""
+    """Write a PNG, of 1.6 pixels to a CSS pixel, without a date or version in it."""
     with mpl.rc_context(_STYLE):
         FigureCanvasAgg(figure)
-        figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=160, metadata={"Software": None})
 
 
 def paired_dots(experiment: Experiment, colors: Mapping[str, str]) -> Figure | None:

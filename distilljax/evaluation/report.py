@@ -171,7 +171,7 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
 
 
 def _verdict(c: Comparison) -> str:
-    return f"“{c.arm}” {c.verdict}"
+    return f"“{c.arm}”: {c.verdict}"
 
 
 def _blocks(

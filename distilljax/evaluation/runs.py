@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -80,9 +81,10 @@ class Run:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here: np.load leaves a torn archive open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 loaded = {key: arrays[key] for key in arrays.files}
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             _broken(path, "be readable arrays", error)
         if not {"labels", "student"} <= loaded.keys():
             _broken(path, "hold labels and student", sorted(loaded))

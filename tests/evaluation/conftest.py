@@ -34,7 +34,6 @@ def _evaluated(
     def per_class(selected: np.ndarray) -> list[int]:
         return np.bincount(labels[selected], minlength=num_classes).tolist()
 
-    teacher_right = None if teacher is None else teacher == labels
     return {
         "accuracy": accuracy,
         "nll": 2.2 * (1 - accuracy) + 0.05,
@@ -55,9 +54,11 @@ def _evaluated(
             "count": per_class(np.ones_like(right)),
             "correct": per_class(right),
             "gained": None
-            if teacher_right is None
-            else per_class(right & ~teacher_right),
-            "lost": None if teacher_right is None else per_class(~right & teacher_right),
+            if teacher is None
+            else per_class(right & (teacher != labels)),
+            "lost": None
+            if teacher is None
+            else per_class(~right & (teacher == labels)),
         },
         "parameters": parameters,
         "bytes": 4 * parameters,
@@ -74,7 +75,7 @@ def _evaluated(
 def _predict(
     rng: np.random.Generator, labels: np.ndarray, errors: int, blind: int | None
 ) -> np.ndarray:
-    """Predictions with exactly `errors` wrong, after the class `blind` is lost whole."""
+    """Predictions with `errors` wrong, after the class `blind` is lost whole."""
     predictions = labels.copy()
     if blind is not None:
         predictions[labels == blind] = (blind + 5) % 10
@@ -109,6 +110,11 @@ def _curves(accuracy: float, steps: int, seed: int) -> list[dict[str, Any]]:
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
     """Write one run: its folder has results, curves and predictions."""
+    return writer(tmp_path / "runs")
+
+
+def writer(runs: Path) -> WriteRun:
+    """A function that writes one run below `runs`."""
 
     def write(
         name: str = "digits/few_labels",
@@ -164,7 +170,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             "date": "2026-06-01",
         } | changes
         slug = "-".join((name, arm, str(seed))).replace("/", "_").replace(" ", "_")
-        folder = (root or tmp_path / "runs") / slug
+        folder = (root or runs) / slug
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(record))
         if with_files:
@@ -179,11 +185,12 @@ def write_run(tmp_path: Path) -> WriteRun:
     return write
 
 
-@pytest.fixture
-def three_experiments(write_run: WriteRun, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def three_experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Few labels, the missing class, and a negative control: five seeds each."""
-    write_three(write_run)
-    return tmp_path / "runs"
+    folder = tmp_path_factory.mktemp("three") / "runs"
+    write_three(writer(folder))
+    return folder
 
 
 def write_three(write_run: WriteRun) -> None:
@@ -195,7 +202,9 @@ def write_three(write_run: WriteRun) -> None:
             arm="hard labels", errors=105 + shift, baseline=None, confidence=0.9, **few
         )
         write_run(arm="soft targets", errors=91 + shift + seed % 2, **few)
-        write_run(arm="transfer set of 1,200", errors=39 - shift, confidence=0.93, **few)
+        write_run(
+            arm="transfer set of 1,200", errors=39 - shift, confidence=0.93, **few
+        )
         missing = {
             "seed": seed,
             "name": "digits/missing_class",

@@ -1,0 +1,84 @@
+"""An experiment in sentences: one for each comparison, for gains and losses alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distilljax.evaluation.arms import QUALITY, Arm, Metric
+from distilljax.evaluation.comparison import Comparison, Experiment
+from distilljax.evaluation.formatting import better_of, fixed, percent_decimals
+from distilljax.evaluation.statistics import PairedDifference
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One sentence for one comparison, and its verdict as a word."""
+
+    verdict: str
+    text: str
+
+
+def headlines(experiment: Experiment) -> list[Headline]:
+    """Whether each arm beat its baseline, in the same words for either outcome."""
+    arms = {arm.name: arm for arm in experiment.arms}
+    return [
+        Headline(c.verdict, _headline(c, arms, experiment))
+        for c in experiment.comparisons
+    ]
+
+
+def _headline(c: Comparison, arms: dict[str, Arm], experiment: Experiment) -> str:
+    names = f"“{c.arm}” against “{c.baseline}”"
+    opening = {
+        "helped": f"“{c.arm}” helped against “{c.baseline}”",
+        "hurt": f"“{c.arm}” hurt against “{c.baseline}”",
+        "no difference shown": f"{names}: no difference shown",
+        "too few pairs for a claim": f"{names}: {_pairs(len(c.seeds))}, too few for a "
+        "claim",
+        "not a fair comparison": f"NOT A FAIR COMPARISON: {names} "
+        f"({'; '.join(c.unfair)}), so this says nothing about the teacher",
+    }[c.verdict]
+    accuracy = QUALITY[0]
+    sentences = [f"{opening}."]
+    difference = c.differences["accuracy"]
+    if difference is not None:
+        text = _change(difference, accuracy, experiment, "Accuracy")
+        errors = -difference.mean * experiment.num_examples
+        words = "fewer" if errors < 0 else "more"
+        decimals = 0 if difference.n == 1 else 1
+        count = fixed(abs(errors), decimals)
+        sentences.append(
+            f"{text}, {count} {words} errors of {experiment.num_examples:,}."
+        )
+    for label, recall in c.recall.items():
+        name = f"Recall on {experiment.class_names[label]}"
+        theirs, ours = arms[c.baseline].recall, arms[c.arm].recall
+        levels = ""
+        if label in theirs and label in ours:
+            before, after = (100 * r[label].mean for r in (theirs, ours))
+            levels = f": {fixed(before, 1)} % to {fixed(after, 1)} %"
+        sentences.append(_change(recall, accuracy, experiment, name + levels) + ".")
+    return " ".join(sentences)
+
+
+def _change(
+    difference: PairedDifference, metric: Metric, experiment: Experiment, name: str
+) -> str:
+    """Such as "Accuracy +3.5 points (95 % interval +3.1 to +4.0, without 0; ...)"."""
+    decimals = percent_decimals(experiment.num_examples)
+    mean = fixed(100 * difference.mean, decimals, sign=True)
+    joint = "," if ":" in name else ""
+    text = f"{name}{joint} {mean} points"
+    if difference.low is None or difference.high is None:
+        return text + " (one pair: no interval)"
+    ends = [
+        fixed(100 * x, decimals, sign=True) for x in (difference.low, difference.high)
+    ]
+    zero = "without 0" if difference.excludes_zero else "includes 0"
+    level = f"{100 * difference.confidence:g} % interval"
+    better = better_of(metric, difference).replace("/", " of ")
+    return f"{text} ({level} {ends[0]} to {ends[1]}, {zero}; {better} pairs better)"
+
+
+def _pairs(n: int) -> str:
+    return "1 pair" if n == 1 else f"{n} pairs"

@@ -1,0 +1,125 @@
+"""Finding and checking runs: what is read, what is forgiven, what is an error."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from distilljax.evaluation.runs import find_runs, read_run
+
+
+def _edit(folder, **changes):
+    path = folder / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def test_finds_runs_at_any_depth_once(write_run, tmp_path):
+    write_run(seed=1, root=tmp_path / "a" / "deep" / "er")
+    write_run(seed=0, root=tmp_path / "a")
+    runs, unfinished = find_runs([tmp_path, tmp_path / "a", tmp_path / "a" / "deep"])
+    assert [run.seed for run in runs] == [0, 1]
+    assert unfinished == []
+
+
+def test_an_unfinished_run_is_named(write_run, tmp_path):
+    folder = write_run()
+    (write_run(seed=1) / "results.json").unlink()
+    runs, unfinished = find_runs([tmp_path])
+    assert [run.path.parent for run in runs] == [folder]
+    assert [path.name for path in unfinished] == [folder.name.replace("-0", "-1")]
+
+
+def test_two_claims_to_one_run_are_an_error(write_run, tmp_path):
+    write_run(root=tmp_path / "a")
+    write_run(root=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"soft targets, seed 0 in .*/a/.* and .*/b/"):
+        find_runs([tmp_path])
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"be folders that exist, got .*nowhere"):
+        find_runs([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "be a JSON file"),
+        ("[]", "have format 1, got list"),
+        ("{}", "have format 1, got None"),
+        ('{"format": 2}', "have format 1, got 2"),
+        ('{"format": 1}', "have the field 'name'"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, message):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+        read_run(path)
+    assert message in str(error.value)
+    assert "distilljax evaluate" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "0"}, "have int in 'seed', got '0'"),
+        ({"seed": True}, "have int in 'seed'"),
+        ({"baseline": 3}, "have str or null in 'baseline'"),
+        ({"student": None}, "have dict in 'student'"),
+        ({"student": {}}, "have a number in 'student.accuracy'"),
+        ({"focus_classes": [10]}, "have classes that exist in 'focus_classes', got 10"),
+        ({"class_names": ["a"]}, "have 1 values in 'student.per_class"),
+        ({"num_examples": 401}, "sum to num_examples, got 400 and 401"),
+    ],
+)
+def test_a_wrong_field_is_named(write_run, changes, message):
+    path = _edit(write_run(), **changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_run(path)
+
+
+def test_curves_of_a_resumed_run_keep_the_later_line(write_run):
+    folder = write_run(with_files=False)
+    lines = [
+        {"step": 10, "split": "validation", "accuracy": 0.5},
+        {"step": 20, "split": "validation", "accuracy": 0.1},
+        {"step": 20, "split": "train", "loss": 2.0},
+        {"step": 20, "split": "validation", "accuracy": 0.6},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 30, "spl'
+    (folder / "metrics.jsonl").write_text(text)
+    curves = read_run(folder / "results.json").curves
+    assert [(c["step"], c.get("accuracy")) for c in curves] == [
+        (20, None),
+        (10, 0.5),
+        (20, 0.6),
+    ]
+
+
+def test_a_broken_line_inside_a_log_is_an_error(write_run):
+    folder = write_run()
+    path = folder / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl must be JSON in line 2"):
+        read_run(folder / "results.json")
+
+
+def test_predictions(write_run):
+    folder = write_run()
+    run = read_run(folder / "results.json")
+    arrays = run.predictions()
+    assert arrays is not None
+    assert (arrays["labels"] != arrays["student"]).sum() == 90
+    np.savez(folder / "predictions.npz", labels=arrays["labels"])
+    with pytest.raises(ValueError, match="hold labels and student"):
+        run.predictions()
+    (folder / "predictions.npz").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(ValueError, match="be readable arrays"):
+        run.predictions()
+    (folder / "predictions.npz").unlink()
+    assert run.predictions() is None
