@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from distilljax._checks import check_between, check_labels, check_logits, check_where
 from distilljax.losses import _numerics as numerics
@@ -13,7 +13,7 @@ from distilljax.typing import Scalar
 
 def cross_entropy(
     logits: Float[Array, "*batch classes"],
-    labels: Int[Array, "..."],
+    labels: Integer[Array, "..."],
     *,
     label_smoothing: Scalar = 0.0,
     where: Shaped[Array, "..."] | None = None,
@@ -65,6 +65,8 @@ def cross_entropy(
     eps = jnp.asarray(label_smoothing).astype(log_q.dtype)
 
     labels = jnp.asarray(labels)
+    if labels.dtype.itemsize < 4:  # uint8 could not be compared with 1000 classes
+        labels = labels.astype(jnp.int32)
     valid = (labels >= 0) & (labels < logits.shape[-1])
     index = jnp.where(valid, labels, jnp.zeros_like(labels))
     hard = jnp.take_along_axis(log_q, index[..., None], axis=-1)[..., 0]

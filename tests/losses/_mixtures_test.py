@@ -1,0 +1,141 @@
+"""Jensen-Shannon and the skewed divergences: end points, limits and conventions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax import losses
+from tests.losses import oracles
+
+RNG = np.random.default_rng(0)
+TEACHER = (RNG.normal(size=(5, 8)) * 2).astype(np.float32)
+STUDENT = (TEACHER + RNG.normal(size=(5, 8))).astype(np.float32)
+GOLDEN_TEACHER = jnp.array([2.0, 1.0, 0.0, -1.0])
+GOLDEN_STUDENT = jnp.array([0.5, 1.0, 0.0, 0.0])
+
+
+@jax.jit
+def sweep(student, teacher, beta):
+    """Compiled once: values and gradients, plain and normalized, at a traced beta."""
+
+    def total(student, normalized):
+        values = losses.jensen_shannon(
+            student, teacher, beta=beta, normalized=normalized
+        )
+        return values.sum(), values
+
+    return [
+        jax.value_and_grad(total, has_aux=True)(student, normalized)
+        for normalized in (False, True)
+    ]
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_follows_the_paper_inside(beta):
+    (_, plain), slope = sweep(STUDENT, TEACHER, beta)[0]
+    np.testing.assert_allclose(
+        plain, oracles.js(STUDENT, TEACHER, beta=beta), rtol=1e-5
+    )
+    expected = oracles.js_gradient(STUDENT, TEACHER, beta=beta)
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("beta", "limit", "limit_gradient"),
+    [
+        (0.0, oracles.forward_kl, oracles.forward_kl_gradient),
+        (1.0, oracles.reverse_kl, oracles.reverse_kl_gradient),
+    ],
+)
+def test_end_points_are_zero_and_normalized_the_two_kls(beta, limit, limit_gradient):
+    ((_, plain), slope), ((_, normalized), normalized_slope) = sweep(
+        STUDENT, TEACHER, beta
+    )
+    np.testing.assert_array_equal(plain, np.zeros(5))
+    np.testing.assert_array_equal(slope, np.zeros((5, 8)))
+    np.testing.assert_allclose(normalized, limit(STUDENT, TEACHER), rtol=1e-5)
+    expected = limit_gradient(STUDENT, TEACHER)
+    np.testing.assert_allclose(normalized_slope, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1e-6, 1e-4, 1e-2, 0.99, 1 - 1e-4, 1 - 1e-6])
+def test_normalized_stays_accurate_near_the_ends(beta):
+    """A mixture formed with logaddexp alone has a gradient of pure noise at 1e-6."""
+    beta = float(np.float32(beta))
+    (_, values), slope = sweep(STUDENT, TEACHER, beta)[1]
+    options = {"beta": beta, "normalized": True}
+    expected = oracles.js(STUDENT, TEACHER, **options)
+    gradient = oracles.js_gradient(STUDENT, TEACHER, **options)
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_limits_in_numbers():
+    """JSD / beta tends to 0.344752, and JSD / (1 - beta) to 0.357699."""
+    near_zero = losses.jensen_shannon(GOLDEN_STUDENT, GOLDEN_TEACHER, beta=1e-4)
+    near_one = losses.jensen_shannon(GOLDEN_STUDENT, GOLDEN_TEACHER, beta=1 - 1e-4)
+    np.testing.assert_allclose(near_zero / 1e-4, 0.344713, rtol=2e-5)
+    np.testing.assert_allclose(near_one / 1e-4, 0.357653, rtol=5e-4)
+
+
+def test_ends_are_zero_even_where_a_kl_is_infinite():
+    """0 * inf is nan."""
+    apart = jnp.array([0.0, -jnp.inf])
+    for beta in (0.0, 1.0):
+        value, slope = jax.value_and_grad(
+            lambda z, beta=beta: losses.jensen_shannon(z, apart[::-1], beta=beta)
+        )(apart)
+        assert value == 0
+        np.testing.assert_array_equal(slope, np.zeros(2))
+
+
+def test_beta_may_be_traced_and_differentiated():
+    slope = jax.grad(
+        lambda beta: losses.jensen_shannon(
+            GOLDEN_STUDENT, GOLDEN_TEACHER, beta=beta, normalized=True
+        )
+    )
+    assert all(np.isfinite(slope(beta)) for beta in (0.0, 0.3, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("loss", "unskewed"),
+    [
+        (losses.skew_forward_kl, losses.forward_kl),
+        (losses.skew_reverse_kl, losses.reverse_kl),
+    ],
+)
+def test_skew_zero_is_the_kl_and_skew_one_is_zero(loss, unskewed):
+    student, teacher = jnp.asarray(STUDENT), jnp.asarray(TEACHER)
+    values, slope = jax.vjp(lambda z: loss(z, teacher, skew=0.0), student)
+    expected, expected_slope = jax.vjp(lambda z: unskewed(z, teacher), student)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    ones = jnp.ones(5)
+    np.testing.assert_allclose(slope(ones)[0], expected_slope(ones)[0], atol=1e-6)
+    np.testing.assert_array_equal(loss(student, teacher, skew=1.0), np.zeros(5))
+
+
+def test_skew_is_the_same_convention_as_the_parts_of_jensen_shannon():
+    """JSD_b = b SKL_b + (1 - b) SRKL_(1 - b): whose share the weight is."""
+    student, teacher = jnp.asarray(STUDENT), jnp.asarray(TEACHER)
+    parts = 0.3 * losses.skew_forward_kl(student, teacher, skew=0.3)
+    parts += 0.7 * losses.skew_reverse_kl(student, teacher, skew=0.7)
+    whole = losses.jensen_shannon(student, teacher, beta=0.3)
+    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "argument"),
+    [
+        (losses.jensen_shannon, "beta"),
+        (losses.skew_forward_kl, "skew"),
+        (losses.skew_reverse_kl, "skew"),
+    ],
+)
+@pytest.mark.parametrize("bad", [-0.1, 1.1, np.nan])
+def test_weights_outside_zero_and_one_are_refused(loss, argument, bad):
+    with pytest.raises(ValueError, match=rf"{argument} must lie in \[0, 1\], got"):
+        loss(GOLDEN_STUDENT, GOLDEN_TEACHER, **{argument: bad})

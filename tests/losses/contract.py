@@ -1,0 +1,390 @@
+"""The contract that every loss keeps, as checks that take a `Case`.
+
+A loss joins with one line in ``contract_test.py``. What differs between losses is a
+`Kind` (which axes are reduced, and whether the examples of a batch see each other) and
+flags. ``contract_test.py`` also runs the checks on losses that are broken on purpose.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.losses import oracles
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the result's shape follows from the shapes of the inputs.
+
+    Inputs are ``lead + item``: the mask has the shape ``lead``, the axes of ``item``
+    are reduced. ``leads`` are the leading shapes to accept, the first for most checks.
+    The result is ``lead``, or anything (a scalar, one value per anchor) if ``coupled``.
+    """
+
+    leads: tuple[tuple[int, ...], ...]
+    item: tuple[int, ...]
+    coupled: bool = False
+
+
+# Few shapes, because every operation is compiled for each: (2, 6) is (6,) under vmap.
+POSITION = Kind(leads=((6,), (), (2, 6), (2, 1, 3)), item=(40,))
+EXAMPLE = Kind(leads=((6,),), item=(3, 4))
+BATCH = Kind(leads=((6,),), item=(40,), coupled=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A loss, its oracle in float64, and in what it differs from a plain divergence."""
+
+    loss: Callable[..., jax.Array]
+    oracle: Callable[..., np.ndarray]
+    gradient: Callable[..., np.ndarray] | None = None
+    """The closed form, where there is one; else central differences of the oracle."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kind: Kind = POSITION
+    labelled: bool = False
+    """The second argument is integer labels."""
+    tempered: bool = True
+    has_classes: bool = True
+    """The last axis is a softmax's, so that a class may be at -inf."""
+    shift_invariant: bool = True
+    zero_at_teacher: bool = True
+    """loss(p, p) is 0, and not only the minimum."""
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return self.loss.__name__ + (f"({options})" if options else "")
+
+    def call(self, student, teacher, where=None, temperature=1.0):
+        tempered = {"temperature": temperature} if self.tempered else {}
+        return self.loss(student, teacher, where=where, **tempered, **self.options)
+
+    def eager(self, student, teacher, where, temperature=1.0):
+        """Values, student's gradient and teacher's gradient of a weighted sum.
+
+        Op by op: losses of one shape share the compiled operations.
+        """
+
+        def weighted(student, teacher):
+            values = self.call(student, teacher, where, temperature)
+            return jnp.sum(weights_of(values) * values), values
+
+        wrt = (0,) if self.labelled else (0, 1)
+        gradient = jax.grad(weighted, argnums=wrt, has_aux=True)
+        gradients, values = gradient(student, teacher)
+        return values, gradients[0], None if self.labelled else gradients[1]
+
+    @functools.cached_property
+    def probe(self):
+        """The same, compiled: one compilation for most checks, so keep to one shape."""
+        return jax.jit(self.eager)
+
+    def oracle_values(self, student, teacher, temperature):
+        tempered = {"temperature": temperature} if self.tempered else {}
+        return np.asarray(self.oracle(student, teacher, **tempered, **self.options))
+
+    def oracle_gradient(self, student, teacher, temperature, weights):
+        """Gradient of the weighted sum; for closed forms, a weight for each row."""
+        if self.gradient is None:
+            return oracles.central_differences(
+                lambda z: weights * self.oracle_values(z, teacher, temperature),
+                np.asarray(student, np.float64),
+            )
+        tempered = {"temperature": temperature} if self.tempered else {}
+        rows = self.gradient(student, teacher, **tempered, **self.options)
+        return weights[..., None] * rows
+
+
+def weights_of(values):
+    """A different weight for each value, so that a mixed-up gradient shows."""
+    weights = 1.0 + np.arange(values.size).reshape(values.shape) / 4
+    return weights.astype(values.dtype)
+
+
+def inputs(case: Case, lead=None, seed=0, noise=1.0):
+    """Float64 logits (or features) of student and teacher, or labels for the latter."""
+    lead = case.kind.leads[0] if lead is None else lead
+    shape = lead + case.kind.item
+    rng = np.random.default_rng(seed)
+    teacher = rng.normal(size=shape) * 2
+    student = teacher + noise * rng.normal(size=shape)
+    if case.labelled:
+        return student, rng.integers(shape[-1], size=lead)
+    return student, teacher
+
+
+def to_jax(case: Case, student, teacher, dtype=jnp.float32):
+    second = jnp.asarray(teacher, jnp.int32 if case.labelled else dtype)
+    return jnp.asarray(student, dtype), second
+
+
+def some(case: Case):
+    """A mask that keeps every other position."""
+    lead = case.kind.leads[0]
+    return np.arange(np.prod(lead)).reshape(lead) % 2 == 0
+
+
+def every(case: Case):
+    return np.ones(case.kind.leads[0], bool)
+
+
+def kept(values, mask):
+    return values[mask] if np.ndim(values) else values
+
+
+# --- Values and gradients ------------------------------------------------------------
+
+
+def matches_the_oracle(case: Case):
+    """On the kept rows alone, at two temperatures, in float32."""
+    student, teacher = inputs(case)
+    mask = some(case)
+    for temperature in (1.0, 2.5):
+        values, gradient, _ = case.probe(
+            *to_jax(case, student, teacher), mask, temperature
+        )
+        weights = kept(weights_of(values), mask)
+        expected = case.oracle_values(student[mask], teacher[mask], temperature)
+        slope = case.oracle_gradient(student[mask], teacher[mask], temperature, weights)
+        np.testing.assert_allclose(kept(values, mask), expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient[mask], slope, rtol=1e-4, atol=1e-5)
+
+
+def is_exact_in_float64(case: Case):
+    """Under x64 nothing is rounded to float32 on the way, in value or gradient."""
+    student, teacher = inputs(case)
+    with jax.enable_x64(True):
+        arrays = to_jax(case, student, teacher, jnp.float64)
+        values, gradient, _ = case.eager(*arrays, jnp.asarray(every(case)), 1.7)
+    assert values.dtype == gradient.dtype == np.float64
+    weights = weights_of(values)
+    expected = case.oracle_values(student, teacher, 1.7)
+    np.testing.assert_allclose(values, expected, rtol=1e-10, atol=1e-13)
+    differences = oracles.central_differences(
+        lambda z: weights * case.oracle_values(z, teacher, 1.7), student
+    )
+    np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
+    slope = case.oracle_gradient(student, teacher, 1.7, weights)
+    closed_form = 1e-8 if case.gradient is None else 1e-12
+    np.testing.assert_allclose(gradient, slope, rtol=1e-6, atol=closed_form)
+
+
+def survives_bfloat16(case: Case):
+    """A student close to its teacher (KL about 0.01), given in bfloat16.
+
+    The oracle sees the same rounded numbers, so that only the arithmetic is judged: a
+    log-softmax in bfloat16 makes a KL of 0.01 negative.
+    """
+    student, teacher = inputs(case, noise=0.15)
+    arrays = to_jax(case, student, teacher, jnp.bfloat16)
+    student, teacher = (np.asarray(x.astype(jnp.float32), np.float64) for x in arrays)
+    teacher = teacher.astype(int) if case.labelled else teacher
+    values, gradient, _ = case.eager(*arrays, jnp.asarray(every(case)))
+    expected = case.oracle_values(student, teacher, 1.0)
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
+    assert np.all(np.asarray(values) >= -1e-6)
+    slope = case.oracle_gradient(student, teacher, 1.0, weights_of(values))
+    assert gradient.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(gradient.astype(jnp.float32)) - slope)
+    assert error.max() <= 1e-2 * np.abs(slope).max()
+
+
+def is_minimal_at_the_teacher(case: Case):
+    """loss(p, p) has no gradient, and no student near the teacher does better."""
+    _, teacher = inputs(case)
+    z, v = to_jax(case, teacher, teacher)
+    best, gradient, _ = case.probe(z, v, every(case))
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    if case.zero_at_teacher:
+        np.testing.assert_allclose(best, 0, atol=1e-6)
+    for seed, noise in enumerate((0.01, 0.1, 1.0, 10.0)):
+        step = np.random.default_rng(seed).normal(size=teacher.shape) * noise
+        values, _, _ = case.probe(*to_jax(case, teacher + step, teacher), every(case))
+        assert np.all(np.asarray(values) >= np.asarray(best) - 1e-6)
+    assert np.all(np.asarray(values) > np.asarray(best) + 1e-3)
+
+
+def ignores_a_shift(case: Case):
+    """A constant added to all logits of a row changes no probability."""
+    student, teacher = inputs(case)
+    values, gradient, _ = case.probe(*to_jax(case, student, teacher), every(case))
+    if not case.labelled:
+        teacher = teacher - 5.0
+    shifted, slope, _ = case.probe(*to_jax(case, student + 3.0, teacher), every(case))
+    np.testing.assert_allclose(shifted, values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-4, atol=1e-5)
+
+
+def gives_the_teacher_no_gradient(case: Case):
+    _, _, gradient = case.probe(*to_jax(case, *inputs(case)), every(case))
+    np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+# --- Masks and impossible classes ----------------------------------------------------
+
+
+def is_blind_to_masked_positions(case: Case):
+    """Values and gradients are the same to the bit, whatever stands under the mask."""
+    student, teacher = inputs(case)
+    mask = some(case)
+    clean_values, clean_gradient, _ = case.probe(*to_jax(case, student, teacher), mask)
+    assert not case.kind.coupled or np.any(clean_values), "the case is trivial"
+    bad_labels = (-1, -100, 10**6, 3)
+    junk = (np.nan, np.inf, -np.inf, 1e30)
+    for number, label in zip(junk, bad_labels, strict=True):
+        dirty, dirty_teacher = student.copy(), teacher.copy()
+        dirty[~mask] = number
+        dirty_teacher[~mask] = label if case.labelled else number
+        values, gradient, _ = case.probe(*to_jax(case, dirty, dirty_teacher), mask)
+        np.testing.assert_array_equal(values, clean_values)
+        np.testing.assert_array_equal(gradient, clean_gradient)
+        np.testing.assert_array_equal(gradient[~mask], np.zeros_like(gradient[~mask]))
+        if not case.kind.coupled:
+            np.testing.assert_array_equal(values[~mask], np.zeros_like(values[~mask]))
+
+
+def is_zero_under_an_empty_mask(case: Case):
+    """Also when nothing under it is a number."""
+    student, teacher = inputs(case)
+    nothing = np.zeros(case.kind.leads[0], bool)
+    for bad in (student, np.full_like(student, np.nan)):
+        values, gradient, _ = case.probe(*to_jax(case, bad, teacher), nothing)
+        np.testing.assert_array_equal(values, np.zeros_like(values))
+        np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+def ignores_phantom_classes(case: Case):
+    """Padded classes at -inf on both sides: the loss without them, and no gradient."""
+    student, teacher = inputs(case)
+    narrow, narrow_teacher = student[..., :-3], teacher[..., :-3]
+    student[..., -3:] = -np.inf
+    if case.labelled:
+        narrow_teacher = teacher = teacher % narrow.shape[-1]
+    else:
+        teacher[..., -3:] = -np.inf
+    values, gradient, _ = case.probe(*to_jax(case, student, teacher), every(case))
+    expected = case.oracle_values(narrow, narrow_teacher, 1.0)
+    slope = case.oracle_gradient(narrow, narrow_teacher, 1.0, weights_of(values))
+    np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient[..., :-3], slope, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(gradient[..., -3:], np.zeros_like(gradient[..., -3:]))
+
+
+# --- Shapes, dtypes and transformations ----------------------------------------------
+
+
+def takes_all_leading_axes(case: Case):
+    """Without a mask: the leading shape comes back, and float32 whatever came in."""
+    for lead in case.kind.leads:
+        student, teacher = inputs(case, lead)
+        arrays = to_jax(case, student, teacher)
+        values = case.call(*arrays)
+        assert case.kind.coupled or values.shape == lead
+        expected = case.oracle_values(student, teacher, 1.0)
+        np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-6)
+        for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+            arrays = to_jax(case, student, teacher, dtype)
+            assert jax.eval_shape(case.call, *arrays).dtype == jnp.float32
+
+
+def is_the_same_without_jit(case: Case):
+    arrays = (*to_jax(case, *inputs(case)), jnp.asarray(some(case)), 2.5)
+    values, gradient, _ = case.probe(*arrays)
+    eager_values, eager_gradient, _ = case.eager(*arrays)
+    np.testing.assert_allclose(eager_values, values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(eager_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+def maps_over_a_batch(case: Case):
+    """vmap gives what one call for each element gives, gradients included."""
+    pairs = [to_jax(case, *inputs(case, seed=seed)) for seed in (1, 2)]
+    single = [case.probe(*pair, some(case)) for pair in pairs]
+    masks = jnp.stack([jnp.asarray(some(case))] * 2)
+    student, teacher = (jnp.stack(arrays) for arrays in zip(*pairs, strict=True))
+    values, gradient, _ = jax.vmap(case.eager)(student, teacher, masks)
+    for row, (one_value, one_gradient, _) in enumerate(single):
+        np.testing.assert_allclose(values[row], one_value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient[row], one_gradient, rtol=1e-4, atol=1e-6)
+
+
+def refuses_other_shapes(case: Case):
+    """Nothing broadcasts; the message has the function, both shapes and the fix."""
+    student, teacher = to_jax(case, *inputs(case))
+    wrong = [(teacher[:1], "one-hot" if case.labelled else "leading axes differ")]
+    if not case.labelled:
+        wrong.append((teacher[..., :-1], "last axes"))
+    for other, remedy in wrong:
+        with pytest.raises(ValueError, match=remedy) as caught:
+            case.call(student, other)
+        for part in (f"{case.loss.__name__}: ", f"{teacher.shape}", f"{other.shape}"):
+            assert part in str(caught.value)
+    for mask in (np.ones(student.shape, bool), np.ones((1,), bool), np.bool_(True)):
+        with pytest.raises(ValueError, match="where must have the shape") as caught:
+            case.call(student, teacher, jnp.asarray(mask))
+        assert str(caught.value).startswith(case.loss.__name__)
+
+
+def refuses_other_kinds(case: Case):
+    """Integer logits and floating labels are a `TypeError` of ours.
+
+    The shape checker of the tests would be first, so it is taken off here.
+    """
+    student, teacher = to_jax(case, *inputs(case))
+    loss = inspect.unwrap(case.loss)
+    with pytest.raises(TypeError, match="must be a floating-point array"):
+        loss(student.astype(jnp.int32), teacher)
+    rule, other = "a floating-point array", jnp.int32
+    if case.labelled:
+        rule, other = "integer class indices", jnp.float32
+    with pytest.raises(TypeError, match=f"must be {rule}"):
+        loss(student, teacher.astype(other))
+
+
+def takes_a_traced_temperature(case: Case):
+    """The same as a static one, without a second compilation; bad ones are refused."""
+    student, teacher = to_jax(case, *inputs(case))
+    at_two, _, _ = case.probe(student, teacher, every(case), 2.0)
+    compiled = case.probe._cache_size()
+    at_three, _, _ = case.probe(student, teacher, every(case), 3.0)
+    assert case.probe._cache_size() == compiled
+    static = case.call(student, teacher, temperature=3.0)
+    np.testing.assert_allclose(at_three, static, rtol=1e-5, atol=1e-7)
+    assert np.all(np.abs(at_two - at_three) > 1e-4)
+    for bad in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="temperature must be positive") as caught:
+            case.call(student, teacher, temperature=bad)
+        assert str(bad) in str(caught.value)
+
+
+def checks_of(case: Case) -> list[Callable[[Case], None]]:
+    """The checks that apply to a case."""
+    checks = [
+        matches_the_oracle,
+        is_exact_in_float64,
+        survives_bfloat16,
+        is_blind_to_masked_positions,
+        is_zero_under_an_empty_mask,
+        takes_all_leading_axes,
+        is_the_same_without_jit,
+        maps_over_a_batch,
+        refuses_other_shapes,
+        refuses_other_kinds,
+    ]
+    if not case.labelled:
+        checks += [is_minimal_at_the_teacher, gives_the_teacher_no_gradient]
+    if case.has_classes:
+        checks.append(ignores_phantom_classes)
+    if case.shift_invariant:
+        checks.append(ignores_a_shift)
+    if case.tempered:
+        checks.append(takes_a_traced_temperature)
+    return checks

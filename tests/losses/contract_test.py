@@ -1,0 +1,223 @@
+"""Every loss keeps the contract, and the contract catches the losses that do not."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax import losses
+from distilljax._checks import check_logits, check_where
+from distilljax.losses._numerics import compute_dtype
+from tests.losses import contract, oracles
+from tests.losses.contract import BATCH, EXAMPLE, POSITION, Case
+
+# Options of a loss, and flags of the suite, that several lines use or that are long.
+NORMALIZED = {"beta": 0.9, "normalized": True}
+SMOOTH = {"label_smoothing": 0.2}
+CENTERED = {"centered": True}
+ABOVE = {"zero_at_teacher": False}
+LABELS = {"labelled": True, "tempered": False}
+RAW = {"tempered": False, "shift_invariant": False}
+
+# One line for each loss, and for options that change the mathematics.
+# fmt: off
+CASES = [
+    Case(losses.forward_kl, oracles.forward_kl, oracles.forward_kl_gradient),
+    Case(losses.reverse_kl, oracles.reverse_kl, oracles.reverse_kl_gradient),
+    Case(losses.jensen_shannon, oracles.js, oracles.js_gradient),
+    Case(losses.jensen_shannon, oracles.js, oracles.js_gradient, {"beta": 0.1}),
+    Case(losses.jensen_shannon, oracles.js, oracles.js_gradient, NORMALIZED),
+    Case(losses.skew_forward_kl, oracles.skew_fkl, oracles.skew_fkl_gradient),
+    Case(losses.skew_reverse_kl, oracles.skew_rkl, oracles.skew_rkl_gradient),
+    Case(losses.total_variation, oracles.tv, oracles.tv_gradient),
+    Case(losses.soft_cross_entropy, oracles.soft_ce, oracles.soft_ce_gradient, **ABOVE),
+    Case(losses.cross_entropy, oracles.ce, oracles.ce_gradient, **LABELS),
+    Case(losses.cross_entropy, oracles.ce, oracles.ce_gradient, SMOOTH, **LABELS),
+    Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, **RAW),
+    Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, CENTERED, tempered=False),
+]
+# fmt: on
+
+
+def feature_distance(student, teacher, *, where=None):
+    """An honest example-wise loss: mean squared difference over all but the batch."""
+    check_where("feature_distance", where, student.shape[:1])
+    check_logits("feature_distance", student=student, teacher=teacher)
+    student, teacher = masked_features(student, teacher, where)
+    return jnp.mean((student - jax.lax.stop_gradient(teacher)) ** 2, axis=(1, 2))
+
+
+def gram_distance(student, teacher, *, where=None):
+    """An honest batch-coupled loss: how much the inner products differ."""
+    check_where("gram_distance", where, student.shape[:1])
+    check_logits("gram_distance", student=student, teacher=teacher)
+    z, v = masked_features(student, teacher, where)
+    v = jax.lax.stop_gradient(v)
+    pairs = student.shape[0] ** 2 if where is None else jnp.maximum(where.sum() ** 2, 1)
+    total = jnp.sum((z @ z.T - v @ v.T) ** 2)
+    return total / jnp.asarray(pairs).astype(total.dtype)
+
+
+def masked_features(student, teacher, where):
+    dtype = compute_dtype(student)
+    arrays = (student.astype(dtype), teacher.astype(dtype))
+    if where is None:
+        return arrays
+    where = where.reshape(where.shape + (1,) * (student.ndim - 1))
+    return tuple(jnp.where(where, x, jnp.zeros((), dtype)) for x in arrays)
+
+
+def feature_distance_oracle(student, teacher):
+    return ((student - teacher) ** 2).mean(axis=(-2, -1))
+
+
+def gram_distance_oracle(student, teacher):
+    return ((student @ student.T - teacher @ teacher.T) ** 2).mean()
+
+
+FEATURES = {"tempered": False, "has_classes": False, "shift_invariant": False}
+# The other two kinds of loss, so that the suite is known to carry them.
+MODELS = [
+    Case(feature_distance, feature_distance_oracle, kind=EXAMPLE, **FEATURES),
+    Case(gram_distance, gram_distance_oracle, kind=BATCH, **FEATURES),
+]
+
+
+def parameters(cases):
+    return [
+        pytest.param(check, case, id=f"{case}-{check.__name__}")
+        for case in cases
+        for check in contract.checks_of(case)
+    ]
+
+
+@pytest.mark.parametrize(("check", "case"), parameters(CASES + MODELS))
+def test_keeps_the_contract(check, case):
+    check(case)
+
+
+# --- Losses that are wrong on purpose ------------------------------------------------
+# Each mistake was found in a released library, and each must fail the check named here.
+
+
+def log_probs(student, teacher, temperature=1.0):
+    log_q = jax.nn.log_softmax(student / jnp.asarray(temperature).astype(student.dtype))
+    log_p = jax.nn.log_softmax(teacher / jnp.asarray(temperature).astype(student.dtype))
+    return log_q, jax.lax.stop_gradient(log_p)
+
+
+def naive_kl(student, teacher, *, temperature=1.0, where=None):
+    log_q, log_p = log_probs(student, teacher, temperature)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def multiplies_by_the_mask(student, teacher, *, temperature=1.0, where=None):
+    values = naive_kl(student, teacher, temperature=temperature)
+    return values if where is None else values * where.astype(values.dtype)
+
+
+def masks_only_the_values(student, teacher, *, temperature=1.0, where=None):
+    values = naive_kl(student, teacher, temperature=temperature)
+    return values if where is None else jnp.where(where, values, jnp.zeros_like(values))
+
+
+def teaches_the_teacher(student, teacher, *, temperature=1.0, where=None):
+    q, p = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
+def cools_one_side_only(student, teacher, *, temperature=1.0, where=None):
+    temperature = jnp.asarray(temperature).astype(student.dtype)
+    return losses.forward_kl(student / temperature, teacher, where=where)
+
+
+def hides_the_factor(student, teacher, *, temperature=1.0, where=None):
+    values = losses.forward_kl(student, teacher, temperature=temperature, where=where)
+    return values * jnp.asarray(temperature).astype(values.dtype) ** 2
+
+
+def has_the_sign_flipped(student, teacher, *, temperature=1.0, where=None):
+    return -losses.forward_kl(student, teacher, temperature=temperature, where=where)
+
+
+def is_a_cross_entropy(student, teacher, *, temperature=1.0, where=None):
+    return losses.soft_cross_entropy(
+        student, teacher, temperature=temperature, where=where
+    )
+
+
+def recompiles(student, teacher, *, temperature=1.0, where=None):
+    return losses.forward_kl(student, teacher, temperature=float(temperature))
+
+
+def compares_raw_logits(student, teacher, *, temperature=1.0, where=None):
+    return losses.logit_mse(student, teacher, where=where)
+
+
+def forgets_the_empty_batch(student, teacher, *, where=None):
+    student, teacher = masked_features(student, teacher, where)
+    total = jnp.sum((student - jax.lax.stop_gradient(teacher)) ** 2)
+    return total if where is None else total / where.sum().astype(total.dtype)
+
+
+def mixes_examples(student, teacher, *, where=None):
+    """Right for a mask of all or none, and the mean over the batch is right as well."""
+    values = feature_distance(student, teacher, where=where)
+    return jnp.roll(values, 1)
+
+
+BROKEN = [
+    (multiplies_by_the_mask, contract.is_blind_to_masked_positions, POSITION),
+    (masks_only_the_values, contract.is_blind_to_masked_positions, POSITION),
+    (naive_kl, contract.is_blind_to_masked_positions, POSITION),
+    (naive_kl, contract.is_zero_under_an_empty_mask, POSITION),
+    (naive_kl, contract.ignores_phantom_classes, POSITION),
+    (naive_kl, contract.survives_bfloat16, POSITION),
+    (naive_kl, contract.takes_all_leading_axes, POSITION),
+    (naive_kl, contract.refuses_other_shapes, POSITION),
+    (naive_kl, contract.refuses_other_kinds, POSITION),
+    (teaches_the_teacher, contract.gives_the_teacher_no_gradient, POSITION),
+    (cools_one_side_only, contract.matches_the_oracle, POSITION),
+    (hides_the_factor, contract.matches_the_oracle, POSITION),
+    (hides_the_factor, contract.is_exact_in_float64, POSITION),
+    (has_the_sign_flipped, contract.is_minimal_at_the_teacher, POSITION),
+    (is_a_cross_entropy, contract.is_minimal_at_the_teacher, POSITION),
+    (recompiles, contract.takes_a_traced_temperature, POSITION),
+    (compares_raw_logits, contract.ignores_a_shift, POSITION),
+    (forgets_the_empty_batch, contract.is_zero_under_an_empty_mask, EXAMPLE),
+    (mixes_examples, contract.matches_the_oracle, EXAMPLE),
+]
+
+
+@functools.cache
+def broken_case(loss, kind=POSITION):
+    """One case for each, so that it is compiled once."""
+    if kind is POSITION:
+        return Case(loss, oracles.forward_kl)
+    return Case(loss, feature_distance_oracle, kind=kind, **FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("loss", "check", "kind"),
+    [pytest.param(*row, id=f"{row[0].__name__}-{row[1].__name__}") for row in BROKEN],
+)
+def test_the_contract_catches(loss, check, kind):
+    failures = (
+        AssertionError,
+        pytest.fail.Exception,
+        jax.errors.ConcretizationTypeError,  # asks a traced value for its number
+        jax.dtypes.TypePromotionError,  # computes with whatever it was given
+    )
+    with pytest.raises(failures):
+        check(broken_case(loss, kind))
+
+
+def test_float64_oracle_of_the_contract_is_the_formula():
+    """One number by hand under all the comparisons: .5 log 2 + .5 log(2/3)."""
+    student, teacher = np.log([0.25, 0.75]), np.log([0.5, 0.5])
+    by_hand = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    assert oracles.forward_kl(student, teacher) == pytest.approx(by_hand, rel=1e-12)
