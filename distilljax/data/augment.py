@@ -56,9 +56,9 @@ class RandomShift:
 
     def __call__(
         self,
-        images: Float32[np.ndarray, "batch height width channels"],
+        images: Float32[np.ndarray, "batch *image"],
         seeds: UInt64[np.ndarray, " batch"],
-    ) -> Float32[np.ndarray, "batch height width channels"]:
+    ) -> Float32[np.ndarray, "batch *image"]:
         """The shifted images.
 
         Args:

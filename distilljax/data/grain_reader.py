@@ -68,8 +68,7 @@ class LocalBatches:
         check_examples("Loader", inputs, labels, num_classes_of(self.source), index)
         return self.finish(start, inputs, labels, index)
 
-    def _transformed(self, example: Example, position: int) -> Example:
-        transform: Any  # the base classes of Grain promise to return None
+    def _transformed(self, example: Any, position: int) -> Example:
         for step, transform in enumerate(self.transforms):
             match transform:
                 case grain.transforms.Map():

@@ -13,7 +13,7 @@ OOPSLA 2014 (the finaliser is Stafford's variant 13).
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt64
+from jaxtyping import Float64, Int, Int64, UInt64
 
 _GOLDEN = (
     0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: counters map to distinct states
@@ -34,7 +34,7 @@ def _finalize(
 
 
 def random_bits(
-    key: int, counters: Int64[np.ndarray, "*shape"]
+    key: int, counters: Int[np.ndarray, "*shape"]
 ) -> UInt64[np.ndarray, "*shape"]:
     """64 random bits for each counter: output number ``counter`` of splitmix64(key).
 

@@ -64,8 +64,8 @@ class Arrays:
       True
     """
 
-    inputs: Shaped[np.ndarray, "examples *features"]
-    labels: Int[np.ndarray, " examples"]
+    inputs: np.ndarray
+    labels: np.ndarray
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
 
@@ -103,7 +103,8 @@ class Arrays:
         object.__setattr__(self, "labels", labels.astype(np.int32))
         if self.num_classes is None and self.class_names:
             object.__setattr__(self, "num_classes", len(self.class_names))
-        check_examples("Arrays", inputs, labels, self.num_classes)
+        # Checked at full width: int32 could wrap around into the range.
+        check_examples("Arrays", inputs, labels.astype(np.int64), self.num_classes)
 
     def __call__(self) -> Arrays:
         """Itself: there is nothing to open."""
@@ -116,6 +117,10 @@ class Arrays:
     def __getitem__(self, index: int) -> Example:
         """Example ``index``, as views of the arrays."""
         return {"inputs": self.inputs[index], "labels": self.labels[index]}
+
+    def __iter__(self) -> Iterator[Example]:
+        """All examples, in order."""
+        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +151,7 @@ class Records:
         return self.decode(self.records[index])
 
     def __iter__(self) -> Iterator[Example]:
-        """All examples; the records end with another error than Python's loops do."""
+        """All examples, in order."""
         return (self[i] for i in range(len(self)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
@@ -183,6 +188,10 @@ class Subset:
     def __getitem__(self, index: int) -> Example:
         """Chosen example ``index``."""
         return self.source[int(self.chosen[index])]
+
+    def __iter__(self) -> Iterator[Example]:
+        """All chosen examples, in order."""
+        return (self[i] for i in range(len(self)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several chosen examples, in the order of ``indices``."""

@@ -58,8 +58,11 @@ class Tfds:
         label = features[self.labels]
         num_classes = getattr(label, "num_classes", None)
         names = getattr(label, "names", None) or ()
+        records = builder.as_data_source(self._checked_split(builder))
+        if _is_mocked(builder):
+            records = OneByOne(records)
         return Records(
-            builder.as_data_source(self._checked_split(builder)),
+            records,
             partial(_example, inputs=self.inputs, labels=self.labels),
             num_classes,
             tuple(names),
@@ -142,6 +145,21 @@ def _is_mocked(builder: Any) -> bool:
     return not builder.download_and_prepare.__module__.startswith(
         "tensorflow_datasets.core"
     )
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """Hides `__getitems__`, which `tfds.testing.mock_data` replaces by a broken one."""
+
+    records: Any
+
+    def __len__(self) -> int:
+        """How many records there are."""
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Any:
+        """Record ``index``."""
+        return self.records[index]
 
 
 def _example(record: Any, *, inputs: str, labels: str) -> Example:

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import traceback
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from distilljax.data import Arrays, Loader, eval_batches, prefetch_to_device
+
+SOURCE = Arrays(np.arange(40, dtype=np.uint8).reshape(20, 2), np.arange(20) % 10, 10)
+LOADER = Loader(8, scale=2.0)
+
+
+def sharding(devices=8):
+    mesh = jax.make_mesh(
+        (devices,),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def batches(loader=LOADER, seed=0):
+    return loader(SOURCE, seed=seed)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_batches_arrive_whole_in_order_and_on_their_devices(devices):
+    expected = batches()
+    for _, (batch, index) in zip(
+        range(6), prefetch_to_device(batches(), sharding(devices)), strict=False
+    ):
+        local = next(expected)
+        assert np.array_equal(index, local.pop("index"))
+        assert isinstance(index, np.ndarray)
+        assert batch.keys() == local.keys()
+        for name, array in batch.items():
+            assert isinstance(array, jax.Array)
+            assert array.sharding == sharding(devices)
+            assert array.dtype == local[name].dtype
+            assert np.array_equal(array, local[name])
+
+
+def test_no_transfer_is_implicit():
+    with jax.transfer_guard("disallow"):
+        batch, _ = next(prefetch_to_device(batches(), sharding()))
+        jax.block_until_ready(batch)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_the_state_is_that_of_the_batch_last_yielded(depth):
+    plain, ahead = batches(), prefetch_to_device(batches(), sharding(), depth)
+    assert ahead.get_state() == plain.get_state()
+    for _ in range(4):
+        next(plain)
+        next(ahead)
+        assert ahead.get_state() == plain.get_state()
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_it_resumes_where_the_state_was_taken(depth):
+    first = prefetch_to_device(batches(), sharding(), depth)
+    for _ in range(3):
+        next(first)
+    state = first.get_state()
+    expected = [next(first)[1] for _ in range(4)]
+    second = prefetch_to_device(batches(), sharding(), depth)
+    next(second)  # what is on its way is dropped
+    second.set_state(state)
+    assert second.get_state() == state
+    for index in expected:
+        assert np.array_equal(next(second)[1], index)
+
+
+def test_exactly_depth_batches_are_read_ahead():
+    read = []
+
+    def counted():
+        for k in range(10):
+            read.append(k)
+            yield {"inputs": np.zeros((8, 2), np.float32), "index": np.arange(8)}
+
+    ahead = prefetch_to_device(counted(), sharding(), depth=3)
+    assert read == []
+    for k in range(1, 4):
+        next(ahead)
+        assert len(read) == k + 2
+
+
+def test_a_pass_of_evaluation_ends():
+    ahead = prefetch_to_device(eval_batches(SOURCE, 8), sharding())
+    seen = [(batch, index) for batch, index in ahead]
+    assert len(seen) == 3
+    assert int(sum(batch["loss_mask"].sum() for batch, _ in seen)) == 20
+    with pytest.raises(StopIteration):
+        next(ahead)
+    with pytest.raises(TypeError, match="get_state of their own"):
+        ahead.get_state()
+
+
+def test_an_error_in_the_data_keeps_its_traceback_and_the_last_good_state():
+    def reading_a_record():
+        raise OSError("the disk is gone")
+
+    class Failing:
+        def __init__(self):
+            self.inner = batches()
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.inner.get_state()["next_example"] == 24:
+                reading_a_record()
+            return next(self.inner)
+
+        def get_state(self):
+            return self.inner.get_state()
+
+        def set_state(self, state):
+            self.inner.set_state(state)
+
+    ahead = prefetch_to_device(Failing(), sharding(), depth=1)
+    for _ in range(3):
+        next(ahead)
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        next(ahead)
+    frames = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert frames[-1] == "reading_a_record"
+    assert ahead.get_state()["next_example"] == 24
+
+
+def test_a_batch_that_does_not_split_over_the_devices_is_an_error():
+    ahead = prefetch_to_device(batches(Loader(12)), sharding())
+    with pytest.raises(ValueError, match=r"split the 12 rows of a batch evenly"):
+        next(ahead)
+
+
+def test_depth_zero_is_an_error():
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        prefetch_to_device(batches(), sharding(), depth=0)
+
+
+def test_the_host_may_reuse_nothing_that_the_device_holds():
+    """jax borrows the memory of arrays on the CPU: later batches must not write it."""
+    ahead = prefetch_to_device(batches(), sharding(1), depth=2)
+    held = [next(ahead) for _ in range(5)]
+    again = prefetch_to_device(batches(), sharding(1), depth=2)
+    for batch, index in held:
+        fresh, fresh_index = next(again)
+        assert np.array_equal(index, fresh_index)
+        assert np.array_equal(batch["inputs"], fresh["inputs"])
