@@ -147,6 +147,11 @@ class ArrayRecord:
       paths: The files, in order.
       num_classes: How many classes there are, where known.
       class_names: One name for each class, where known.
+
+    Example:
+      >>> config = ArrayRecord(("train-0.array_record", "train-1.array_record"), 10)
+      >>> config.num_classes    # a config opens nothing
+      10
     """
 
     paths: tuple[str, ...]

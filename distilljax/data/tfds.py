@@ -33,6 +33,16 @@ class Tfds:
       labels: Feature that becomes ``labels``.
       download: Download and prepare the data set if it is not there. To encode images,
         this one step of TFDS needs TensorFlow.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     source = Tfds("digits", "train[:50%]", data_dir=folder)()
+      ...     len(source), source.num_classes, source[0]["inputs"].shape
+      (600, 10, (8, 8, 1))
+
+    Reference: TensorFlow Datasets, "TFDS for Jax and PyTorch" (its guide to random
+    access without TensorFlow).
     """
 
     name: str

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import textwrap
 import traceback
 
 import jax
@@ -153,3 +158,57 @@ def test_the_host_may_reuse_nothing_that_the_device_holds():
         fresh, fresh_index = next(again)
         assert np.array_equal(index, fresh_index)
         assert np.array_equal(batch["inputs"], fresh["inputs"])
+
+
+TWO_PROCESSES = """
+    import sys
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    address, process = sys.argv[1], int(sys.argv[2])
+    jax.distributed.initialize(address, num_processes=2, process_id=process)
+    from distilljax.data import Arrays, Loader, prefetch_to_device
+
+    inputs = np.arange(40, dtype=np.uint8).reshape(20, 2)
+    source = Arrays(inputs, np.arange(20) % 10, 10)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    local = Loader(8)(source, seed=0, process_index=process, process_count=2)
+    whole = Loader(8)(source, seed=0)
+    ahead = prefetch_to_device(local, sharding)
+    with jax.transfer_guard("disallow"):
+        for _ in range(4):
+            batch, index = next(ahead)
+            expected = next(whole)
+            assert batch["inputs"].shape == (8, 2)
+            assert np.array_equal(index, expected["index"][4 * process :][:4])
+            for name in ("inputs", "labels"):
+                shards = batch[name].addressable_shards
+                assert len(shards) == 2
+                for shard in shards:
+                    rows = expected[name][shard.index]
+                    assert np.array_equal(np.asarray(shard.data), rows)
+    assert ahead.get_state() == whole.get_state()
+    print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_hold_one_global_batch_with_its_rows_in_order():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(TWO_PROCESSES), address, str(i)],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all("the same" in output for output in outputs)

@@ -91,6 +91,7 @@ def test_tensorflow_is_never_imported(tmp_path):
     assert output.split("\n")[0] == "(12, 8, 8, 1) False"
 
 
+@pytest.mark.slow
 def test_processes_that_prepare_at_once_do_not_disturb_each_other(tmp_path):
     code = """
         import sys
