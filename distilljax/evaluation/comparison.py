@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distilljax._checks import fail
@@ -85,8 +85,8 @@ class Experiment:
 
     Attributes:
       name: Name of the experiment.
-      description: From its config.
-      expected: What the configs say it should reach.
+      descriptions: From the configs; with the arm's name where the arms differ.
+      expected: What the configs say it should reach, in the same way.
       split: Split that it was evaluated on.
       num_examples: Examples of that split.
       class_names: Names of the classes.
@@ -98,7 +98,7 @@ class Experiment:
     """
 
     name: str
-    description: str
+    descriptions: tuple[str, ...]
     expected: tuple[str, ...]
     split: str
     num_examples: int
@@ -155,8 +155,8 @@ def _experiment(runs: list[Run]) -> Experiment:
     comparisons, missing = _comparisons(arms, focus)
     return Experiment(
         name=first.name,
-        description=first.description,
-        expected=tuple(dict.fromkeys(run.expected for run in runs if run.expected)),
+        descriptions=_texts(arms, lambda run: run.description),
+        expected=_texts(arms, lambda run: run.expected),
         split=first.split,
         num_examples=first.num_examples,
         class_names=first.class_names,
@@ -165,6 +165,16 @@ def _experiment(runs: list[Run]) -> Experiment:
         arms=arms,
         comparisons=tuple(comparisons),
         notes=(*missing, *_notes(runs, arms)),
+    )
+
+
+def _texts(arms: Sequence[Arm], read: Callable[[Run], str | None]) -> tuple[str, ...]:
+    """What the arms say of themselves: once, if all say the same."""
+    said = {arm.name: {read(run) or "": None for run in arm.runs} for arm in arms}
+    if len({tuple(texts) for texts in said.values()}) == 1:
+        return tuple(text for text in said[arms[0].name] if text)
+    return tuple(
+        f"{name}: {text}" for name, texts in said.items() for text in texts if text
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distilljax.evaluation.arms import QUALITY, Arm, Metric
-from distilljax.evaluation.comparison import Comparison, Experiment
+from distilljax.evaluation.comparison import MIN_PAIRS, Comparison, Experiment
 from distilljax.evaluation.formatting import better_of, fixed, percent_decimals
 from distilljax.evaluation.statistics import PairedDifference
 
@@ -58,7 +58,21 @@ def _headline(c: Comparison, arms: dict[str, Arm], experiment: Experiment) -> st
             before, after = (100 * r[label].mean for r in (theirs, ours))
             levels = f": {fixed(before, 1)} % to {fixed(after, 1)} %"
         sentences.append(_change(recall, accuracy, experiment, name + levels) + ".")
-    return " ".join(sentences)
+    return " ".join([*sentences, *_beyond_accuracy(c)])
+
+
+def _beyond_accuracy(c: Comparison) -> list[str]:
+    """What else moved for certain: accuracy alone can hide a gain, or a price."""
+    if c.unfair or len(c.seeds) < MIN_PAIRS:
+        return []
+    moved: dict[str, list[str]] = {"better": [], "worse": []}
+    for metric in QUALITY[1:]:
+        difference = c.differences[metric.key]
+        if difference is not None and difference.excludes_zero:
+            improved = (difference.mean > 0) == metric.higher_is_better
+            moved["better" if improved else "worse"].append(metric.label)
+    parts = [f"{word} {', '.join(names)}" for word, names in moved.items() if names]
+    return [f"Beyond accuracy: {'; '.join(parts)}."] if parts else []
 
 
 def _change(

@@ -256,7 +256,7 @@ def reliability(experiment: Experiment, colors: Mapping[str, str]) -> Figure | N
         axis.plot([0, 1], [0, 1], color="#AAAAAA", lw=1, zorder=0)
         axis.vlines(x, x, y, color=color, alpha=0.35, lw=1.5, zorder=1)
         sizes = 8 + 130 * np.sqrt(share)
-        axis.scatter(x, y, s=sizes, color=color, alpha=0.85, lw=0, zorder=2)
+        axis.scatter(x, y, s=sizes, color=color, lw=0, zorder=2, clip_on=False)
         ece = arm.metrics["ece"]
         error = "" if ece is None else f"\nECE {100 * ece.mean:.1f} %"
         axis.set_title(f"{shorten(arm.name, 22)}{error}", fontsize=9)
@@ -282,7 +282,7 @@ def forgetting(experiment: Experiment, colors: Mapping[str, str]) -> Figure | No
     labels = sorted({*labels.tolist(), *experiment.focus_classes})
     height = 1.0 + 0.24 * len(labels)
     figure, axes = grid(len(arms), width=2.6, height=height, columns=3, share_y=True)
-    limit = max(max(g.max(), x.max()) for g, x in changes.values()) * 1.28 or 1.0
+    limit = max(max(g.max(), x.max()) for g, x in changes.values()) * 1.4 or 1.0
     rows = range(len(labels))
     decimals = 0 if np.all(total == np.round(total)) and len(arms[0].runs) == 1 else 1
     for axis, (name, (gained, lost)) in zip(axes, changes.items(), strict=False):

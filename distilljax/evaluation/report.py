@@ -22,6 +22,7 @@ from distilljax._checks import fail
 from distilljax.evaluation import tables
 from distilljax.evaluation.arms import Arm
 from distilljax.evaluation.comparison import Comparison, Experiment, compare
+from distilljax.evaluation.formatting import fixed
 from distilljax.evaluation.headlines import headlines
 from distilljax.evaluation.runs import find_runs
 
@@ -155,10 +156,12 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
             {
                 "name": experiment.name,
                 "slug": slug,
-                "description": experiment.description,
+                "descriptions": experiment.descriptions,
                 "expected": experiment.expected,
                 "headlines": lines,
-                "verdicts": "; ".join(_verdict(c) for c in experiment.comparisons)
+                "verdicts": "; ".join(
+                    _verdict(c, experiment) for c in experiment.comparisons
+                )
                 or "no comparison",
                 "notes": experiment.notes,
                 "tables": shown,
@@ -170,8 +173,14 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
     return views
 
 
-def _verdict(c: Comparison) -> str:
-    return f"“{c.arm}”: {c.verdict}"
+def _verdict(c: Comparison, experiment: Experiment) -> str:
+    """The verdict in a word, and the recall where that moved for certain."""
+    words = [f"“{c.arm}”: {c.verdict}"]
+    for label, recall in c.recall.items():
+        if recall.excludes_zero and not c.unfair:
+            points = fixed(100 * recall.mean, 1, sign=True)
+            words.append(f"recall on {experiment.class_names[label]} {points} points")
+    return ", ".join(words)
 
 
 def _blocks(
@@ -224,10 +233,15 @@ def _provenance(experiment: Experiment) -> str:
         if values:
             listed = ", ".join(f"{key} {value}" for key, value in values.items())
             parts.append(f"{title}: {listed}.")
-    selected = {str((run.selected or {}).get("metric")) for run in runs if run.selected}
-    if selected:
-        parts.append(f"Checkpoints selected by {', '.join(sorted(selected))}.")
+    selected = {(run.selected or {}).get("metric") or "last step" for run in runs}
+    parts.append(
+        f"Checkpoint evaluated: {', '.join(_best(m) for m in sorted(selected))}."
+    )
     return " ".join(parts)
+
+
+def _best(metric: str) -> str:
+    return metric if metric == "last step" else f"best {metric}"
 
 
 def _values(records: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -236,7 +250,14 @@ def _values(records: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def experiment_json(experiment: Experiment) -> dict[str, Any]:
     """Every number of an experiment, as JSON values: shares are 0 to 1, not percent."""
-    shared = ("name", "description", "expected", "split", "num_examples", "class_names")
+    shared = (
+        "name",
+        "descriptions",
+        "expected",
+        "split",
+        "num_examples",
+        "class_names",
+    )
     fields = (*shared, "focus_classes", "notes")
     models = [] if experiment.teacher is None else [experiment.teacher]
     lines = headlines(experiment)

@@ -152,6 +152,8 @@ def read_run(path: Path) -> Run:
         )
         _broken(path, f"have format {FORMAT}", got)
     for field, kinds in _FIELDS.items():
+        if type(None) in kinds:
+            record.setdefault(field, None)
         if field not in record:
             _broken(path, f"have the field {field!r}", sorted(record))
         value = record[field]

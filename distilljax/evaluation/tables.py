@@ -75,6 +75,14 @@ def _once(arm: Arm, value: Spread | None) -> Spread | None:
     return Spread(value.mean, None, value.values[:1])
 
 
+def _seeds(arm: Arm) -> str:
+    """How many runs; a teacher whose NLL never differs is one model for all of them."""
+    shared = arm.name == "teacher" and len(arm.runs) > 1
+    nll = arm.metrics["nll"]
+    shared = shared and nll is not None and len(set(nll.values)) == 1
+    return "the same" if shared else str(len(arm.runs))
+
+
 def _quality(experiment: Experiment) -> Table:
     models = _models(experiment)
     columns = []
@@ -85,9 +93,7 @@ def _quality(experiment: Experiment) -> Table:
         columns.append([with_spread(metric, value, decimals) for value in values])
     errors = [_errors(arm) for arm in models]
     rows = tuple(
-        tuple(
-            Cell(text) for text in (arm.name, first, error, *rest, str(len(arm.runs)))
-        )
+        tuple(Cell(text) for text in (arm.name, first, error, *rest, _seeds(arm)))
         for arm, error, first, *rest in zip(models, errors, *columns, strict=True)
     )
     first, *others = [_heading(metric) for metric in QUALITY]

@@ -53,7 +53,12 @@ def test_helped_and_hurt_differ_in_nothing_but_the_sign(write_run, tmp_path):
             write_run(arm="hard labels", errors=hard, baseline=None, **common)
             write_run(errors=soft, **common)
     texts = [headlines(_compare(root[key])[0])[0].text for key in "ab"]
-    swaps = {"hurt": "helped", "more errors": "fewer errors", "0 of 3": "3 of 3"}
+    swaps = {
+        "hurt": "helped",
+        "more errors": "fewer errors",
+        "0 of 3": "3 of 3",
+        ": worse ": ": better ",
+    }
     mirrored = texts[1].translate(str.maketrans("+−", "−+"))
     for word, other in swaps.items():
         mirrored = mirrored.replace(word, other)
@@ -81,6 +86,20 @@ def test_unequal_budgets_are_said_loudly(write_run, tmp_path, changes, reason):
     assert headline.text.startswith("NOT A FAIR COMPARISON")
     assert reason in headline.text
     assert "helped" not in headline.text
+
+
+def test_a_price_beyond_accuracy_is_in_the_headline(write_run, tmp_path):
+    _pairs(write_run, (105, 107, 102), (91, 92, 89))
+    for path in tmp_path.rglob("*soft_targets*/results.json"):
+        record = json.loads(path.read_text())
+        record["student"]["nll"] += 5.0
+        path.write_text(json.dumps(record))
+    (headline,) = headlines(_compare(tmp_path)[0])
+    assert headline.verdict == "helped"
+    assert headline.text.endswith(
+        "Beyond accuracy: better KL to teacher, agreement, calibration error; "
+        "worse NLL."
+    )
 
 
 def test_a_larger_student_is_not_a_fair_comparison(write_run, tmp_path):
@@ -171,6 +190,15 @@ def test_an_experiment_has_one_set_of_classes(write_run, tmp_path):
     write_run(seed=1, class_names=[*"abcdefghij"])
     with pytest.raises(ValueError, match="have the class_names of"):
         _compare(tmp_path)
+
+
+def test_texts_name_their_arm_only_where_the_arms_differ(write_run, tmp_path):
+    for seed in range(2):
+        write_run(arm="hard labels", seed=seed, baseline=None, expected=None)
+        write_run(seed=seed, expected="more than 80 %")
+    (experiment,) = _compare(tmp_path)
+    assert experiment.descriptions == ("36 labelled digits; the teacher saw 1,200.",)
+    assert experiment.expected == ("soft targets: more than 80 %",)
 
 
 def test_reliability_is_pooled_over_seeds(write_run, tmp_path):

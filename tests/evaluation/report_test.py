@@ -63,7 +63,8 @@ def test_numbers_of_the_three_experiments(written):
     assert (
         "“soft targets” helped against “hard labels”. Accuracy +3.4 points (95 % "
         "interval +3.2 to +3.6, without 0; 5 of 5 pairs better), 13.6 fewer errors "
-        "of 400."
+        "of 400. Beyond accuracy: better KL to teacher, agreement, calibration "
+        "error, NLL."
     ) in text
     assert "| hard labels | 73.7 ± 0.7 | 105.4 ± 2.7 of 400 |" in text
     assert "| teacher | 97.0 | 12 of 400 (right: 94.8 to 98.3 %) |" in text
@@ -152,6 +153,20 @@ def test_unequal_budgets_are_flagged_everywhere(write_run, tmp_path):
     data = json.loads(result.data.read_text())
     (comparison,) = data["experiments"][0]["comparisons"]
     assert "training steps 1,200 against 600" in comparison["unfair"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_teacher_for_all_seeds_is_one_model(write_run, tmp_path, shared):
+    for seed in range(2):
+        write_run(seed=seed, teacher_errors=12 if shared else 12 + seed)
+    text = report([tmp_path / "runs"]).markdown.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| teacher | 9"))
+    if shared:
+        assert row.startswith("| teacher | 97.0 | 12 of 400 (right: ")
+        assert row.endswith("| the same |")
+    else:
+        assert row.startswith("| teacher | 96.9 ± 0.2 | 12.5 ± 0.7 of 400 |")
+        assert row.endswith("| 2 |")
 
 
 def test_missing_pieces_are_stated(write_run, tmp_path):

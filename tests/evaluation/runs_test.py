@@ -83,6 +83,17 @@ def test_a_wrong_field_is_named(write_run, changes, message):
         read_run(path)
 
 
+def test_what_may_be_null_may_be_left_out(write_run):
+    path = write_run() / "results.json"
+    record = json.loads(path.read_text())
+    for field in ("baseline", "expected", "train_seconds", "compile_seconds"):
+        del record[field]
+    del record["teacher"], record["selected"]
+    path.write_text(json.dumps(record))
+    run = read_run(path)
+    assert run.teacher is run.selected is run.compile_seconds is run.baseline is None
+
+
 def test_curves_of_a_resumed_run_keep_the_later_line(write_run):
     folder = write_run(with_files=False)
     lines = [
