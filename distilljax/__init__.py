@@ -1,7 +1,7 @@
 """Distil large models into small ones with JAX and Flax NNX.
 
-The step is in `distilljax.distill`, the losses are in `distilljax.losses`. Importing this
-package loads jax, flax and optax, and nothing heavier.
+The step is in `distilljax.distill`, the losses are in `distilljax.losses`. Importing
+this package loads jax, flax and optax, and nothing heavier.
 """
 
 from distilljax import losses as losses

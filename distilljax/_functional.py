@@ -125,3 +125,48 @@ def freeze(
             "teacher_forward=lambda params, batch: ..."
         )
     return forward, teacher
+
+
+def split_batch(batch: Batch, num_parts: int) -> PyTree:
+    """[batch, ...] -> [num_parts, batch / num_parts, ...], without leaving a device.
+
+    Part i has the examples i, i + num_parts, ...: contiguous parts would each lie on
+    other devices than the next.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        if x.shape[0] % num_parts:
+            raise ValueError(
+                f"DistillStep: batch must be divisible by accumulate={num_parts}, got "
+                f"{x.shape[0]} examples. Change the batch size or accumulate."
+            )
+        return jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, dict(batch))
+
+
+def shard_as_batch(outputs: PyTree, axes: Any) -> PyTree:
+    """Hold a model's outputs to the sharding of the batch, so that none is replicated.
+
+    Other axes than the first are left to the compiler. Nothing is done without `axes`.
+    """
+    if axes is None:
+        return outputs
+    free = jax.sharding.PartitionSpec.UNCONSTRAINED
+
+    def constrain(x: jax.Array) -> jax.Array:
+        spec = jax.sharding.PartitionSpec(axes, *[free] * (x.ndim - 1))
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    return jax.tree.map(constrain, outputs)
+
+
+def refuse_shared_arrays(student: PyTree, teacher: PyTree) -> None:
+    """Raise if they share an array: the student's are overwritten in place."""
+    theirs = {id(x) for x in jax.tree.leaves(teacher)}
+    if any(id(x) in theirs for x in jax.tree.leaves(student)):
+        raise ValueError(
+            "DistillStep: student must not share arrays with the teacher, got a module "
+            "that does (the student's are overwritten in place). Copy it first: "
+            "nnx.update(student, jax.tree.map(jnp.copy, nnx.state(student)))."
+        )

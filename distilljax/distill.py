@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array
 
 from distilljax._functional import (
     Apply,
@@ -32,6 +32,9 @@ from distilljax._functional import (
     freeze,
     module_apply,
     pytree_apply,
+    refuse_shared_arrays,
+    shard_as_batch,
+    split_batch,
     split_module,
 )
 from distilljax.terms import (
@@ -42,7 +45,6 @@ from distilljax.terms import (
     reduce_terms,
 )
 from distilljax.typing import Mean
-
 
 Objective = Callable[[Outputs, Outputs | None, Batch], Mapping[str, Term]]
 
@@ -57,16 +59,18 @@ class DistillState:
       rest: The student's other arrays: frozen parameters, batch statistics, random
         streams.
       opt_state: State of the optimizer.
-      step: Number of updates made.
-      rng: Key data of the random stream of pytree models (an NNX module has its own).
+      step: Number of updates made, int32 scalar.
+      rng: Key data, uint32, of the random stream of pytree models (an NNX module has
+        its own).
       ema: Exponential moving average of `params`, or None.
     """
 
+    # Any: in a pytree of shapes or shardings, these are not arrays
     params: PyTree
     rest: PyTree
     opt_state: PyTree
-    step: Int[Array, ""]
-    rng: UInt32[Array, "..."]
+    step: Any
+    rng: Any
     ema: PyTree = None
 
 
@@ -117,7 +121,7 @@ class DistillStep:
         if self.teacher_apply is not None:
             teacher_params = cast_floating(teacher_state, self.compute_dtype)
             teacher = as_outputs(self.teacher_apply(teacher_params, seen))
-        teacher = jax.lax.stop_gradient(self._shard_batch(teacher))
+        teacher = jax.lax.stop_gradient(shard_as_batch(teacher, self.batch_axes))
         terms = self.objective(student, teacher, {**batch, "step": step})
         loss, metrics = reduce_terms(terms, counts)
         counts = {name: mean.count for name, mean in metrics.items()}
@@ -143,7 +147,7 @@ class DistillStep:
             )
             return grads, rest, total, metrics
 
-        parts = jax.tree.map(self._split_batch, batch)
+        parts = split_batch(batch, self.accumulate)
 
         # First pass: only the denominators. They come from the masks, so the compiler
         # drops the models from this pass (a mask that does depend on them stays exact).
@@ -183,7 +187,7 @@ class DistillStep:
         if self.ema_decay is not None:
             ema = optax.incremental_update(params, ema, 1.0 - self.ema_decay)
         metrics["loss"] = Mean(loss, jnp.ones(()))
-        metrics["grad_norm"] = Mean(optax.global_norm(grads), jnp.ones(()))
+        metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
         new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema)
         return new, metrics
 
@@ -198,6 +202,9 @@ class DistillStep:
     ) -> DistillState:
         """The state before the first step. Pure: may run under `jax.jit`, on a mesh.
 
+        The arrays are copies: the first step overwrites them, and the student given
+        here stays as it is.
+
         Args:
           student: The module, or the trainable pytree of a model that is not one.
           rest: Other arrays of a pytree model; see `make_distill_step`.
@@ -207,6 +214,7 @@ class DistillStep:
             _, params, rest = split_module(student, self.trainable, training=True)
         else:
             params = student
+        params, rest = jax.tree.map(jnp.copy, (params, rest))
         key = jax.random.key(0) if rng is None else rng
         return DistillState(
             params=params,
@@ -259,7 +267,7 @@ class DistillStep:
             )
         graphdef, params, rest = nnx.split(student, self.trainable, ...)
         params, rest = nnx.as_pure(params), nnx.as_pure(rest)
-        self._refuse_shared_buffers((params, rest))
+        refuse_shared_arrays((params, rest), self.teacher_state)
         if self.ema_decay is not None and "params" not in self._ema:
             self._ema["params"] = jax.tree.map(jnp.copy, params)
         state = DistillState(
@@ -284,39 +292,6 @@ class DistillStep:
     def ema(self) -> PyTree:
         """The moving average of a student that is updated in place; None before."""
         return self._ema.get("params")
-
-    # --- small things -----------------------------------------------------------------
-
-    def _split_batch(self, x: Array) -> Array:
-        """[batch, ...] -> [accumulate, batch / accumulate, ...], within each shard."""
-        if x.shape[0] % self.accumulate:
-            raise ValueError(
-                f"DistillStep: batch must be divisible by accumulate={self.accumulate}"
-                f", got {x.shape[0]} examples. Change the batch size or accumulate."
-            )
-        # Every n-th example, not every n-th block: blocks live on other devices.
-        return jnp.swapaxes(x.reshape(-1, self.accumulate, *x.shape[1:]), 0, 1)
-
-    def _shard_batch(self, outputs: Outputs | None) -> Outputs | None:
-        """The teacher's outputs stay sharded as the batch is, never replicated."""
-        if self.batch_axes is None:
-            return outputs
-        free = jax.sharding.PartitionSpec.UNCONSTRAINED
-
-        def constrain(x: Array) -> Array:
-            spec = jax.sharding.PartitionSpec(self.batch_axes, *[free] * (x.ndim - 1))
-            return jax.lax.with_sharding_constraint(x, spec)
-
-        return jax.tree.map(constrain, outputs)
-
-    def _refuse_shared_buffers(self, student: PyTree) -> None:
-        teacher = {id(x) for x in jax.tree.leaves(self.teacher_state)}
-        if any(id(x) in teacher for x in jax.tree.leaves(student)):
-            raise ValueError(
-                "DistillStep: student must not share arrays with the teacher, got a "
-                "module that does (the student's are overwritten in place). Copy it: "
-                "nnx.update(student, jax.tree.map(jnp.copy, nnx.state(student)))."
-            )
 
     def _require(self, value: Any, name: str) -> Any:
         if value is None:
@@ -366,8 +341,10 @@ def make_distill_step(
       trainable: NNX filter of what is trained; all else of the student is frozen.
       accumulate: Number of microbatches. Gradients equal those of the whole batch:
         every term is divided by its count over all of them.
-      compute_dtype: Type of the forward passes (`jnp.bfloat16`); parameters, gradients
-        and losses stay float32.
+      compute_dtype: Type of the forward passes (`jnp.bfloat16`): parameters and inputs
+        are cast to it. Parameters themselves, batch statistics, gradients and losses
+        stay float32. (A BatchNorm returns float32 unless it is made with `dtype=`, and
+        what follows it is then computed in float32.)
       ema_decay: Decay of a moving average of the parameters; None keeps none.
       state_shardings: Shardings of the `DistillState`, as a pytree of it.
       batch_axes: Mesh axes over which the batch is sharded; the teacher's outputs are

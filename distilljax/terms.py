@@ -21,7 +21,7 @@ class Outputs:
     """What a model says about a batch.
 
     Attributes:
-      logits: Unnormalised log-probabilities, shape [batch, ..., classes].
+      logits: Unnormalised log-probabilities, floating point, [batch, ..., classes].
       features: Named intermediate arrays, for losses that compare them.
 
     Example:
@@ -29,7 +29,7 @@ class Outputs:
       (2, 10)
     """
 
-    logits: Float[Array, "*batch classes"] | None = None
+    logits: Any = None
     features: Mapping[str, Array] = field(default_factory=dict)
 
 
@@ -39,10 +39,10 @@ class Term:
     """One term of the loss, not yet reduced.
 
     Attributes:
-      values: One value per position, any shape; or a `Mean`, where a loss has already
-        summed and counted (`where` is None then).
+      values: One value per position, float32, any shape; or a `Mean`, where a loss has
+        already summed and counted (`where` is None then).
       where: Which positions count: boolean, of the shape of `values`; None is all.
-      weight: Factor of this term in the loss; may be traced.
+      weight: Factor of this term in the loss, a scalar; may be traced.
 
     Example:
       >>> term = Term(jnp.array([1.0, 3.0, 99.0]), jnp.array([True, True, False]))
@@ -50,9 +50,9 @@ class Term:
       2.0
     """
 
-    values: Float[Array, "..."] | Mean
-    where: Array | None = None
-    weight: Float[Array, ""] | float = 1.0
+    values: Any
+    where: Any = None
+    weight: Any = 1.0
 
     def mean(self) -> Mean:
         """The sum of the values that count, and their count."""

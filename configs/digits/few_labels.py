@@ -30,7 +30,7 @@ def config(seed: int = 0) -> Config:
         teacher=TrainedRun("runs/digits/teacher"),
         objective=objectives.LogitKD(temperature=4.0),
         optimizer=optimizers.AdamW(
-            learning_rate=optimizers.WarmupCosine(peak=1e-3, num_steps=STEPS)
+            learning_rate=optimizers.WarmupCosine(peak=1e-2, num_steps=STEPS)
         ),
         data=data.Few(train, NUM_LABELS, seed=seed),
         validation=data.Tfds("digits", "validation"),

@@ -2,7 +2,7 @@
 
     distilljax train configs/mnist/full_teacher.py --workdir runs/mnist/full_teacher
 
-Expected: at most 90 errors of the 10,000 test images (Hinton, Vinyals and Dean 2015: 67).
+Expected: at most 90 errors of 10,000 test images (Hinton, Vinyals and Dean 2015: 67).
 """
 
 from dataclasses import replace

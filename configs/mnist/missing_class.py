@@ -4,8 +4,8 @@
         --workdir runs/mnist/missing_class --seeds 0..5
 
 The student never sees a 3, labelled or not, and learns what a 3 is from how much the
-teacher finds other digits like one. Seed s is of split s // 2. Reference: Hinton, Vinyals
-and Dean 2015, section 3: 877 of 1,010 test 3s right, 996 after one bias was moved.
+teacher finds other digits like one. Seed s is of split s // 2. Reference: Hinton,
+Vinyals and Dean 2015, section 3: 877 of 1,010 test 3s right, 996 after one bias was moved.
 Expected here: at temperature 20 over 70 % of the 3s, over 85 % after bias calibration
 (`python benchmarks/proofs.py`), and none with hard labels.
 """

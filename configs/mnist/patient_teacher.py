@@ -3,8 +3,8 @@
     distilljax train configs/mnist/patient_teacher.py \
         --workdir runs/mnist/patient_teacher --seeds 0..2
 
-Only 1,000 images, shifted by up to three pixels. Arms differ in what the teacher sees: the
-student's own view (consistent), a view of its own (independent), the image as it is
+Only 1,000 images, shifted by up to three pixels. Arms differ in what the teacher sees:
+the student's own view (consistent), a view of its own (independent), the image as it is
 (fixed target); against no augmentation, and against labels with it. Reference: Beyer et
 al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022,
 arXiv 2106.05237, figure 3. Expected, after 300 epochs: consistent < fixed target <

@@ -5,8 +5,8 @@
 
 Students of 10 and 30 units in each of two layers, taught by one teacher (split 0) at
 temperatures 1 to 20. Hinton, Vinyals and Dean 2015, section 3: with 30 units
-temperatures of 2.5 to 4 are best, with 300 and more all above 8 are alike. A pilot could
-show only that high temperatures hurt narrow students.
+temperatures of 2.5 to 4 are best, with 300 and more all above 8 are alike. A pilot
+could show only that high temperatures hurt narrow students.
 """
 
 from dataclasses import replace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax.numpy as jnp
 from flax import nnx
@@ -47,7 +48,7 @@ class ConvNetModule(nnx.Module):
                 kernel_init=nnx.initializers.he_normal(),
                 rngs=rngs,
             )
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in pairwise(widths)
         )
         self.norms = nnx.List(
             nnx.BatchNorm(width, momentum=0.9, rngs=rngs) for width in spec.channels
@@ -60,7 +61,10 @@ class ConvNetModule(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits of a batch of images."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x_bhwc = nnx.relu(norm(conv(x_bhwc)))
+            x_bhwc = conv(x_bhwc)
+            # float32 statistics make BatchNorm's output float32: go back, or all that
+            # follows would be computed in float32 too
+            x_bhwc = nnx.relu(norm(x_bhwc).astype(x_bhwc.dtype))
             x_bhwc = nnx.max_pool(x_bhwc, (2, 2), strides=(2, 2))
         x_bc = jnp.mean(x_bhwc, axis=(1, 2))
         x_bc = self.dropout(x_bc) if self.dropout is not None else x_bc

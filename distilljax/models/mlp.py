@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax.numpy as jnp
 from flax import nnx
@@ -42,7 +43,7 @@ class MLPModule(nnx.Module):
         widths = (spec.num_features, *spec.hidden, spec.num_classes)
         self.layers = nnx.List(
             nnx.Linear(a, b, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in pairwise(widths)
         )
         rates = (spec.input_dropout, *[spec.dropout] * len(spec.hidden))
         # no module where nothing is dropped: it would carry a random stream
