@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ class DevicePrefetch:
         self._state = self._source_state()
         self._checked = False
 
-    def __iter__(self) -> DevicePrefetch:
+    def __iter__(self) -> Iterator[tuple[DeviceBatch, np.ndarray]]:
         """Itself."""
         return self
 
