@@ -98,8 +98,6 @@ class DistillStep:
     # The moving average of a student that is updated in place; see `ema`.
     _ema: dict[str, PyTree] = field(default_factory=dict, repr=False)
 
-    # --- the loss ---------------------------------------------------------------------
-
     def _loss(
         self,
         params: PyTree,
@@ -170,8 +168,6 @@ class DistillStep:
         total, metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), stacked)
         return grads, rest, total, metrics
 
-    # --- one step ---------------------------------------------------------------------
-
     def _update(
         self,
         apply: Apply,
@@ -190,8 +186,6 @@ class DistillStep:
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
         new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema)
         return new, metrics
-
-    # --- the pure layer ---------------------------------------------------------------
 
     def init(
         self,
@@ -244,8 +238,6 @@ class DistillStep:
         return jax.jit(
             update, donate_argnums=0, out_shardings=(self.state_shardings, None)
         )
-
-    # --- the NNX layer ----------------------------------------------------------------
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[DistillState, dict[str, Mean]]]:

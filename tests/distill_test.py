@@ -294,7 +294,7 @@ def test_the_teacher_may_have_a_view_of_its_own(teacher):
 
 
 def test_a_teacher_that_is_no_module_needs_a_forward():
-    with pytest.raises(TypeError, match="teacher must be an nnx.Module unless"):
+    with pytest.raises(TypeError, match=r"teacher must be an nnx\.Module unless"):
         make_distill_step(BOTH, {"kernel": jnp.ones(3)})
 
 
@@ -514,7 +514,9 @@ def test_the_optimizer_and_the_step_must_agree_on_what_is_trained(teacher):
     student = Net(6, nnx.Rngs(0))
     head = nnx.PathContains("head")
     optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=head)
-    with pytest.raises(ValueError, match="optimizer.wrt must be the step's trainable"):
+    with pytest.raises(
+        ValueError, match=r"optimizer\.wrt must be the step's trainable"
+    ):
         make_distill_step(BOTH, teacher)(student, optimizer, make_batch())
     make_distill_step(BOTH, teacher, trainable=head)(student, optimizer, make_batch())
 

@@ -1,0 +1,92 @@
+"""Objectives bind losses to outputs, masks, weights and temperatures."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax import Outputs, losses, objectives, reduce_terms
+
+STUDENT = Outputs(jnp.array([[0.5, 1.0, 0.0, 0.0], [3.0, 0.0, 1.0, 2.0]]))
+TEACHER = Outputs(jnp.array([[2.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, 3.0]]))
+BATCH = {"labels": jnp.array([0, 2]), "loss_mask": jnp.array([True, False])}
+
+
+def test_hinton_distillation_is_the_published_number():
+    """T^2 KL at T = 2 and T = 100 of the worked example in docs/losses.md."""
+    for temperature, expected in ((2.0, 0.396319), (100.0, 0.399106)):
+        objective = objectives.LogitKD(temperature=temperature)
+        loss, metrics = reduce_terms(objective(STUDENT, TEACHER, BATCH))
+        np.testing.assert_allclose(loss, expected, rtol=2e-5)
+        assert set(metrics) == {"kd"}
+
+
+def test_the_gradient_keeps_its_size_when_the_temperature_changes():
+    """What T^2 is for: without it, T = 20 would have a gradient 400 times smaller."""
+
+    def size(temperature):
+        def loss(z):
+            objective = objectives.LogitKD(temperature=temperature)
+            return reduce_terms(objective(Outputs(z), TEACHER, {}))[0]
+
+        return float(jnp.linalg.norm(jax.grad(loss)(STUDENT.logits)))
+
+    assert 0.3 < size(20.0) / size(1.0) < 3.0
+
+
+def test_weights_and_masks():
+    objective = objectives.LogitKD(kd_weight=0.25, ce_weight=2.0)
+    terms = objective(STUDENT, TEACHER, BATCH)
+    loss, metrics = reduce_terms(terms)
+    kl = losses.forward_kl(STUDENT.logits, TEACHER.logits)[0]
+    ce = losses.cross_entropy(STUDENT.logits, BATCH["labels"])[0]
+    np.testing.assert_allclose(loss, 0.25 * kl + 2.0 * ce, rtol=1e-6)
+    assert {float(m.count) for m in metrics.values()} == {1.0}
+
+
+def test_any_divergence():
+    def skewed(student, teacher, *, temperature, where):
+        return losses.skew_reverse_kl(
+            student, teacher, skew=0.2, temperature=temperature, where=where
+        )
+
+    terms = objectives.LogitKD(divergence=skewed)(STUDENT, TEACHER, {})
+    expected = losses.skew_reverse_kl(STUDENT.logits, TEACHER.logits, skew=0.2)
+    np.testing.assert_allclose(terms["kd"].values, expected)
+
+
+def test_schedules_take_the_step_from_the_batch():
+    objective = objectives.LogitKD(
+        temperature=lambda step: 1.0 + step, ce_weight=lambda step: 0.0 * step
+    )
+    terms = objective(STUDENT, TEACHER, {**BATCH, "step": 1})
+    np.testing.assert_allclose(terms["kd"].weight, 4.0)
+    assert float(terms["ce"].weight) == 0.0  # a schedule that may become positive
+
+
+def test_no_labels_are_needed_without_their_weight():
+    assert set(objectives.LogitKD()(STUDENT, TEACHER, {})) == {"kd"}
+    with pytest.raises(ValueError, match=r"batch must have 'labels', got the keys"):
+        objectives.LogitKD(ce_weight=0.1)(STUDENT, TEACHER, {"inputs": 0})
+
+
+def test_a_missing_teacher_is_said():
+    with pytest.raises(ValueError, match="LogitKD: teacher must have logits, got none"):
+        objectives.LogitKD()(STUDENT, None, {})
+    with pytest.raises(ValueError, match="student must have logits"):
+        objectives.CrossEntropy()(Outputs(), None, BATCH)
+
+
+def test_other_classes_and_bad_temperatures_are_said():
+    other = Outputs(jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match=r"\(2, 4\).*\(2, 5\).*[Ss]lice"):
+        objectives.LogitKD()(STUDENT, other, {})
+    with pytest.raises(ValueError, match="temperature must be positive and finite"):
+        objectives.LogitKD(temperature=0.0)
+
+
+def test_label_smoothing():
+    terms = objectives.CrossEntropy(label_smoothing=0.1)(STUDENT, None, BATCH)
+    np.testing.assert_allclose(terms["ce"].mean().value, 1.363629, rtol=1e-5)
