@@ -1,23 +1,30 @@
 """Checkpoints: everything a run needs to go on, and nothing of the teacher.
 
-The only module that knows Orbax. A checkpoint has two parts: `state`, the pytree of
-`DistillState`, written by all processes, each its shards; and `meta`, JSON: the position
-in the data, the fingerprint of the teacher, versions. Writing is asynchronous; a
-checkpoint appears under its final name only when it is complete.
+The only module that knows Orbax. A checkpoint is the pytree of `DistillState`, written
+by all processes, each its shards; and its meta, JSON: the position in the data, the
+fingerprint of the teacher, versions. Writing is asynchronous; a checkpoint appears
+under its final name only when it is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import itertools
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from distilljax._checks import fail
 
 Meta = dict[str, Any]
+Numbers = Mapping[str, float]
 
 
 class Checkpoints:
@@ -28,54 +35,73 @@ class Checkpoints:
       select: Name of the metric that says which is the best; None: the newest is.
       mode: Whether the largest or the smallest value is.
       keep_last: How many of the newest stay, besides the best.
+      read_only: Leave the folder as it is: another process may be writing there.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        select: str | None = "accuracy",
+        select: str | None = None,
         mode: str = "max",
         keep_last: int = 1,
+        read_only: bool = False,
     ):
         self._directory = directory.absolute()
         self._select = select
         self._sign = 1.0 if mode == "max" else -1.0
-        policies = ocp.training.preservation_policies
-        keep: list[Any] = [policies.LatestN(keep_last)]
-        if select is not None:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=self._rank,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            # the loop decides when: after the losses are known to be finite
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-                1
-            ),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,  # what a killed run left half-written
+        keep: Any = ocp.training.preservation_policies
+        decide: Any = ocp.training.save_decision_policies
+        best = keep.BestN(
+            get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False
         )
+        policies = [keep.LatestN(keep_last), *([best] if select else [])]
+        self._checkpointer = ocp.training.Checkpointer(
+            str(self._directory),
+            # the loop decides when: after the losses are known to be finite
+            save_decision_policy=decide.FixedIntervalPolicy(1),
+            preservation_policy=keep.AnyPreservationPolicy(policies),
+            # what a killed run left half-written
+            cleanup_tmp_directories=not read_only,
+        )
+        self._best = max(self._ranks(), default=None)
 
-    def _rank(self, metrics: Mapping[str, float]) -> float:
-        return self._sign * metrics[self._select]
+    def _rank(self, numbers: Numbers) -> Any:
+        """Larger is better; of equals the first, which took the least training."""
+        value = self._sign * numbers[str(self._select)]
+        return (-math.inf if math.isnan(value) else value, -numbers["step"])
+
+    def _ranks(self) -> list[tuple[float, float]]:
+        measured: list[Any] = [
+            found.metrics for found in self._checkpointer.checkpoints
+        ]
+        return [self._rank(m) for m in measured if m and self._select in m]
+
+    def improves(self, step: int, numbers: Numbers | None) -> bool:
+        """True if a checkpoint with these numbers would be the best so far."""
+        if self._select is None or numbers is None:
+            return False
+        return self._best is None or self._rank({**numbers, "step": step}) > self._best
 
     def save(
-        self,
-        step: int,
-        state: Any,
-        meta: Meta,
-        metrics: Mapping[str, float] | None = None,
+        self, step: int, state: Any, meta: Meta, numbers: Numbers | None = None
     ) -> None:
-        """Start writing a checkpoint; returns once the arrays are copied."""
+        """Start writing a checkpoint.
+
+        The arrays may be donated as soon as this returns: while memory of a device is
+        borrowed for writing (on CPU), XLA gives the next step another buffer.
+
+        Args:
+          step: The number of updates that the state has seen.
+          state: A pytree of arrays.
+          meta: Whatever else is to be restored, as JSON.
+          numbers: Measures on the validation split, if this checkpoint may be selected.
+        """
+        metrics = None if numbers is None else {**numbers, "step": step}
+        if self.improves(step, numbers):
+            self._best = self._rank({**(numbers or {}), "step": step})
         self._checkpointer.save_checkpointables_async(
-            step,
-            {"state": state, "meta": meta},
-            metrics=dict(metrics) if metrics else None,
+            step, {"state": state}, metrics=metrics, custom_metadata=meta
         )
 
     def latest(self) -> int | None:
@@ -85,14 +111,10 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float | None] | None:
         """The best step and its metric; the newest and None if none has a metric."""
-        ranked = [
-            (self._rank(c.metrics), -c.step, c.metrics[self._select])
-            for c in self._checkpointer.checkpoints
-            if c.metrics and self._select in c.metrics
-        ]
-        if ranked:  # of equals the first: it took the least training
-            _, step, value = max(ranked)
-            return -step, value
+        ranks = self._ranks()
+        if ranks:
+            value, minus_step = max(ranks)
+            return int(-minus_step), self._sign * value
         latest = self.latest()
         return None if latest is None else (latest, None)
 
@@ -104,21 +126,13 @@ class Checkpoints:
           like: The state, or `jax.ShapeDtypeStruct`s with shardings; another mesh than
             that of the saved run is fine.
         """
-        path = self._directory / str(step)
-        try:
-            found = self._checkpointer.load_checkpointables(
-                step, {"state": like, "meta": None}
-            )
-        except (ValueError, KeyError, OSError, TypeError) as error:
-            fail(
-                "Checkpoints.restore",
-                "the checkpoint",
-                "be complete and of this student and optimizer",
-                f"{path} ({type(error).__name__}: {_first_line(error)})",
-                "If it is damaged, delete this folder to resume from the one before; if "
-                "it is of another config, use another --workdir.",
-            )
-        return found["state"], found["meta"]
+        with self._explained(step, "be complete and of this student and optimizer"):
+            found = self._checkpointer.checkpointables_metadata(step)
+            meta = found.custom_metadata
+            if not isinstance(meta, dict) or not meta:
+                raise ValueError("its metadata is missing")
+            state = self._checkpointer.load_checkpointables(step, {"state": like})
+        return state["state"], meta
 
     def restore_student(self, step: int, like: Any) -> Any:
         """Only some fields of the state, for evaluation or to be a teacher.
@@ -129,19 +143,26 @@ class Checkpoints:
         """
         context = ocp.Context()
         context.pytree.loading.partial_load = True
-        path = self._directory / str(step)
-        try:
-            with context:
-                found = ocp.load_checkpointables(path, {"state": like})
-        except (ValueError, KeyError, OSError, TypeError) as error:
-            fail(
-                "Checkpoints.restore_student",
-                "the checkpoint",
-                "be complete and of this model",
-                f"{path} ({type(error).__name__}: {_first_line(error)})",
-                "Train it again, or name another workdir.",
-            )
+        with self._explained(step, "be complete and of this model"), context:
+            path = str(self._directory / str(step))
+            found = ocp.load_checkpointables(path, {"state": like})
         return found["state"]
+
+    @contextlib.contextmanager
+    def _explained(self, step: int, rule: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            reason = str(error).strip().split("\n")[0][:300]
+            fail(
+                "Checkpoints",
+                f"the checkpoint {self._directory / str(step)}",
+                rule,
+                f"{type(error).__name__}: {reason}",
+                "If it is damaged, delete that folder: the run goes on from the one "
+                "before it, or from the start. If it is of another model, use another "
+                "--workdir.",
+            )
 
     def wait(self) -> None:
         """Return when what was started is written."""
@@ -152,10 +173,45 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+# Preemption is agreed on by a number that all processes count alike, over all runs.
+_SYNC_POINTS = itertools.count(1)
 
 
-def preempted(step: int) -> bool:
-    """True if the machines are about to go, at the same step on every process."""
-    return ocp.multihost.reached_preemption(step) if jax.process_count() > 1 else False
+class StopSignal:
+    """Whether SIGTERM has asked this program to save and go.
+
+    In one process a handler of our own sets a flag, which the loop reads between two
+    steps. With several, the signal may reach only some of them: JAX's preemption
+    service tells all, and lets them see it at the same step.
+
+    Example:
+      >>> with StopSignal() as stop:
+      ...     before = stop.reached()
+      ...     signal.raise_signal(signal.SIGTERM)
+      ...     before, stop.reached()
+      (False, True)
+    """
+
+    def __init__(self):
+        self._flag = threading.Event()
+        self._before: Any = None
+
+    def __enter__(self) -> StopSignal:
+        """Listen, if this is the main thread of a single process."""
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._flag.set())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signal back to who had it."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def reached(self) -> bool:
+        """True from the step on at which to save and go; ask once in each step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(
+            next(_SYNC_POINTS)
+        ):
+            self._flag.set()
+        return self._flag.is_set()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+import numpy as np
 
 from distilljax._checks import fail
 from distilljax.optimizers import AdamW
@@ -126,6 +129,26 @@ class Config:
                     getattr(self, name),
                     "Change it in the config or on the command line.",
                 )
+        for name, choices in (
+            ("select_mode", ("max", "min")),
+            ("compute_dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                fail(
+                    "Config",
+                    name,
+                    f"be one of {', '.join(choices)}",
+                    repr(getattr(self, name)),
+                    "Check its spelling.",
+                )
+        if not 0 <= self.seed < 2**31:
+            fail(
+                "Config",
+                "seed",
+                "lie in [0, 2^31)",
+                self.seed,
+                "Seeds of JAX are small.",
+            )
 
 
 # Fields that a resumed run may change: none of them changes what is computed.
@@ -136,8 +159,13 @@ RESUMABLE = frozenset(
         "student_rules",
         "teacher_rules",
         "teacher",  # the checkpoint knows its fingerprint, wherever it lies
+        "loader.in_memory",
+        "loader.num_threads",
+        "loader.num_workers",
+        "loader.prefetch",
         "log_every_steps",
         "checkpoint_every_steps",
+        "eval_batch_size",
         "keep_last",
         "baseline",
         "description",
@@ -209,7 +237,10 @@ def _reference(x: Any) -> str:
 
 
 def to_json(x: Any) -> Any:
-    """A config as JSON: dataclasses, functions and classes by their import path."""
+    """A config as JSON: dataclasses, functions and classes by their import path.
+
+    Arrays become a digest: it tells whether they are the same, and cannot be read back.
+    """
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         fields = {f.name: to_json(getattr(x, f.name)) for f in dataclasses.fields(x)}
         return {"_type": _reference(type(x)), **fields}
@@ -224,16 +255,25 @@ def to_json(x: Any) -> Any:
         return x
     if isinstance(x, Path):
         return str(x)
-    if callable(x):
-        return {"_ref": _reference(x)}
-    fail(
-        "to_json",
-        "a part of the config",
-        "be a number, text, tuple, function, class or frozen dataclass",
-        f"{type(x).__name__}: {x!r}",
-        "Pass a dataclass whose call builds the object.",
-        TypeError,
-    )
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, np.ndarray):
+        digest = hashlib.blake2b(np.ascontiguousarray(x).tobytes(), digest_size=8)
+        return {
+            "_array": digest.hexdigest(),
+            "shape": list(x.shape),
+            "dtype": str(x.dtype),
+        }
+    if not callable(x):
+        fail(
+            "to_json",
+            "a part of the config",
+            "be a number, text, tuple, function, class or frozen dataclass",
+            f"{type(x).__name__}: {x!r}",
+            "Pass a dataclass whose call builds the object.",
+            TypeError,
+        )
+    return {"_ref": _reference(x)}
 
 
 def _import(reference: str) -> Any:
@@ -263,6 +303,15 @@ def from_json(x: Any) -> Any:
         return x
     if "_ref" in x:
         return _import(x["_ref"])
+    if "_array" in x:
+        fail(
+            "from_json",
+            "a part of the config",
+            "be a description",
+            f"an array of shape {x['shape']}",
+            "Arrays are not saved with a config: build it from its file.",
+            TypeError,
+        )
     if "_partial" in x:
         func, args = from_json(x["_partial"]), from_json(x["args"])
         return functools.partial(func, *args, **from_json(x["keywords"]))
@@ -272,17 +321,31 @@ def from_json(x: Any) -> Any:
     kind = _import(x["_type"])
     if not dataclasses.is_dataclass(kind):
         raise TypeError(f"from_json: _type must be a dataclass, got {x['_type']}.")
-    return kind(**values)
+    make: Any = kind
+    return make(**values)
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two JSON configs differ, as ``path: old -> new``."""
+def differences(old: Any, new: Any, path: str = "") -> dict[str, str]:
+    """Where two JSON configs differ, as ``{path: "old -> new"}``.
+
+    Example:
+      >>> differences({"a": 1, "loader": {"scale": 2}}, {"a": 1, "loader": {}})
+      {'loader.scale': '2 -> None'}
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted(old.keys() | new.keys())
-            for line in differences(
-                old.get(key), new.get(key), f"{path}.{key}" if path else key
-            )
-        ]
-    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+        found = {}
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{path}.{key}" if path else key
+            found |= differences(old.get(key), new.get(key), inner)
+        return found
+    return {} if old == new else {path: f"{old!r} -> {new!r}"}
+
+
+def resumable(path: str) -> bool:
+    """True if a resumed run may change this field.
+
+    Example:
+      >>> resumable("steps"), resumable("teacher.workdir"), resumable("loader.scale")
+      (True, True, False)
+    """
+    return path in RESUMABLE or path.split(".")[0] in RESUMABLE

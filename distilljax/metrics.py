@@ -5,11 +5,12 @@ The loop never waits for a number: metrics stay on the devices until a window is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -20,21 +21,28 @@ from distilljax.typing import Mean
 
 Record = dict[str, Any]
 
+# How many steps the host may be ahead of the devices.
+MAX_LEAD = 8
+
 
 class Window:
     """The metrics of the steps since the last flush, still on the devices."""
 
     def __init__(self):
-        self._pending: list[tuple[int, dict[str, Mean], np.ndarray | None]] = []
+        self._pending: list[tuple[int, dict[str, Mean], np.ndarray]] = []
         self._examples = 0
         self._since = time.perf_counter()
 
-    def add(
-        self, step: int, metrics: dict[str, Mean], index: np.ndarray | None, size: int
-    ) -> None:
-        """Remember a step; `index` are the examples of its batch, for error messages."""
+    def add(self, step: int, metrics: dict[str, Mean], index: np.ndarray) -> None:
+        """Remember a step, and the examples of this process's rows of its batch.
+
+        Waits for the step `MAX_LEAD` before this one, without fetching anything: every
+        step that the host is ahead of the devices holds a batch in their memory.
+        """
         self._pending.append((step, metrics, index))
-        self._examples += size
+        self._examples += len(index) * jax.process_count()
+        if len(self._pending) > MAX_LEAD:
+            jax.block_until_ready(self._pending[-1 - MAX_LEAD][1])
 
     def flush(self) -> Record:
         """Fetch, check and average the window; empty if there was no step.
@@ -69,10 +77,10 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
       step: The update at which it happened.
-      index: Positions in the source of the examples of that batch, if known.
+      index: Positions in the source of the examples of that batch (this process's).
     """
 
-    def __init__(self, name: str, value: float, step: int, index: np.ndarray | None):
+    def __init__(self, name: str, value: float, step: int, index: np.ndarray):
         self.step = step
         self.index = index
         super().__init__(f"train: {name} must be finite, got {value} at step {step}.")
@@ -120,10 +128,12 @@ class JsonlWriter:
 class TensorBoardWriter:
     """Scalars for TensorBoard, in the run's folder."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, resume_step: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory))
+        # what lies beyond is from a killed run: TensorBoard drops it
+        purge = resume_step + 1 if resume_step else None
+        self._writer = SummaryWriter(str(directory), purge_step=purge)
 
     def write(self, record: Record) -> None:
         """One scalar per metric, under its split."""
@@ -146,8 +156,13 @@ class ConsoleWriter:
         self._stream = stream
         self._bar = None
         if stream.isatty():
-            from rich.progress import BarColumn, Progress, TextColumn
-            from rich.progress import TimeRemainingColumn
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -155,6 +170,7 @@ class ConsoleWriter:
                 TextColumn("{task.completed}/{task.total}"),
                 TextColumn("{task.fields[line]}"),
                 TimeRemainingColumn(),
+                console=Console(file=stream),
             )
             self._task = self._bar.add_task(
                 title, total=num_steps, completed=start, line=""
@@ -214,6 +230,44 @@ def open_writers(
         return ()
     return (
         JsonlWriter(workdir / "metrics.jsonl", start),
-        TensorBoardWriter(workdir / "tensorboard"),
+        TensorBoardWriter(workdir / "tensorboard", start),
         ConsoleWriter(title, num_steps, start, sys.stderr),
     )
+
+
+@contextlib.contextmanager
+def trace_steps(
+    directory: Path | None, start: int, stop: int, num_steps: int = 10
+) -> Iterator[Callable[[int, Any], contextlib.AbstractContextManager]]:
+    """Trace some steps for XProf: 10, from the 11th on, or what a short run has.
+
+    Args:
+      directory: Where the trace goes; None traces nothing.
+      start: The step before the first one.
+      stop: The last step.
+      num_steps: How many to trace.
+
+    Yields:
+      `trace(step, state)`: a context for each step, which is given the state before it.
+    """
+    first = start + max(min(11, stop - start - num_steps + 1), 1)
+    running = False
+
+    def at(step: int, state: Any) -> contextlib.AbstractContextManager:
+        nonlocal running
+        if directory is None:
+            return contextlib.nullcontext()
+        if step in (first, first + num_steps):
+            jax.block_until_ready(state)  # whole steps, from the first to the last
+            if running:
+                jax.profiler.stop_trace()
+            else:
+                jax.profiler.start_trace(str(directory))
+            running = not running
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    try:
+        yield at
+    finally:
+        if running:
+            jax.profiler.stop_trace()

@@ -6,14 +6,17 @@ that differ in their objective share the teacher and the evaluation.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -26,15 +29,14 @@ from distilljax._functional import (
     split_module,
 )
 from distilljax.config import Config, to_json
-from distilljax.data import load_in_memory
+from distilljax.data import Arrays, Source, load_in_memory, prefetch_to_device
 from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.evaluation.cost import cost
-from distilljax.evaluation.evaluate import Evaluator
-from distilljax.sharding import BATCH_AXES, tree_shardings
+from distilljax.evaluation.evaluate import Evaluation, Evaluator
+from distilljax.sharding import BATCH_AXES, batch_sharding, tree_shardings
 from distilljax.terms import as_outputs
-from distilljax.workdir import fingerprint
-
+from distilljax.workdir import fingerprint, placed
 
 # The fields of a config that each of them depends on.
 TEACHER_PARTS = ("teacher", "teacher_forward", "teacher_rules", "mesh")
@@ -69,13 +71,16 @@ class Programs:
             self._made[key] = make()
         return self._made[key]
 
-    def source(self, part: Any) -> Any:
-        """An opened source; kept in memory for the next run, if it is small."""
-        key = json.dumps(["source", to_json(part)], sort_keys=True)
+    def source(self, part: Any, in_memory: bool | None = None) -> Source:
+        """An opened source; kept in memory for the next run, as its loader says."""
+        key = json.dumps(["source", to_json(part), in_memory], sort_keys=True)
 
         def open_source():
             source = part()
-            return load_in_memory(source) if _fits_in_memory(source) else source
+            keep = in_memory
+            if keep is None:
+                keep = len(source) > 0 and _fits_in_memory(source)
+            return load_in_memory(source) if keep else source
 
         return self._once(key, open_source)
 
@@ -112,6 +117,10 @@ class Teacher:
     def load(cls, config: Config, mesh: Mesh) -> Teacher:
         """Build it with the config's own call, onto the mesh."""
         module = config.teacher(mesh, config.teacher_rules)
+        # what was built elsewhere would be sent again in every step
+        arrays = nnx.state(module)
+        shardings = tree_shardings(arrays, mesh, config.teacher_rules)
+        nnx.update(module, jax.device_put(arrays, shardings))
         apply, state = freeze(module, config.teacher_forward)
         return cls(module, apply, state, fingerprint(state))
 
@@ -123,7 +132,9 @@ class Student:
         self.trainable = config.trainable or nnx.Param
         self.abstract = nnx.eval_shape(lambda: config.student(nnx.Rngs(0)))
         self.forward = config.student_forward or default_forward
-        self.evaluator = Evaluator(
+        self.teacher = teacher
+        self._sharding = batch_sharding(mesh)
+        self._evaluator = Evaluator(
             self.abstract,
             None if teacher is None else teacher.apply,
             mesh=mesh,
@@ -132,8 +143,14 @@ class Student:
         )
         self._costs: dict[str, Any] = {}
 
-    def check_batch(self, config: Config, teacher: Teacher | None, batch: Any) -> None:
-        """Student and teacher have the same classes, found without any compute."""
+    def check(self, config: Config, source: Source, batch: Any) -> None:
+        """Student, teacher and labels have the same classes; found without compute.
+
+        Args:
+          config: The config, for messages.
+          source: The training data.
+          batch: Shapes of a batch.
+        """
         graphdef, params, rest = split_module(
             self.abstract, self.trainable, training=False
         )
@@ -141,20 +158,76 @@ class Student:
         key = jax.random.key(0)
         z = jax.eval_shape(lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch)
         z = as_outputs(z).logits
-        if teacher is None or z is None:
+        if z is None:
             return
-        v = as_outputs(jax.eval_shape(teacher.apply, teacher.state, batch)).logits
-        if v is not None and v.shape[-1] != z.shape[-1]:
+        known = getattr(source, "num_classes", None)
+        highest = (
+            source.labels.max() if isinstance(source, Arrays) else (known or 0) - 1
+        )
+        if highest >= z.shape[-1]:
+            fail(
+                "train",
+                "labels",
+                f"lie in [0, {z.shape[-1]}), the classes of the student",
+                highest,
+                "Change the student's number of classes, or leave these examples out.",
+            )
+        if self.teacher is None:
+            return
+        v = as_outputs(jax.eval_shape(self.teacher.apply, self.teacher.state, batch))
+        if v.logits is not None and v.logits.shape[-1] != z.shape[-1]:
             fail(
                 "train",
                 "the teacher",
                 f"have the student's classes, {z.shape[-1]}",
-                v.shape[-1],
+                v.logits.shape[-1],
                 f"Change the student of {config.name!r}, or name another teacher with "
                 "--teacher.workdir.",
             )
 
-    def cost(self, state: DistillState, params: Any, example: Any) -> dict[str, Any]:
+    def arrays(self, field: str) -> dict[str, Any]:
+        """What of a checkpoint is measured: shapes of `params` or `ema`, and `rest`."""
+        _, params, rest = split_module(self.abstract, self.trainable, training=False)
+        return {field: params, "rest": rest}
+
+    def evaluate(
+        self, config: Config, params: Any, rest: Any, source: Source
+    ) -> Evaluation:
+        """Quality of these parameters, and of the teacher, on a source."""
+        batches = config.loader.eval_batches(
+            source, batch_size=config.eval_batch_size, **this_process()
+        )
+        return self._evaluator(
+            params,
+            rest,
+            None if self.teacher is None else self.teacher.state,
+            (batch for batch, _ in prefetch_to_device(batches, self._sharding)),
+        )
+
+    def measure(
+        self, config: Config, params: Any, rest: Any, source: Source
+    ) -> tuple[dict[str, Any], bytes]:
+        """Quality and cost of student and teacher; every prediction, as npz."""
+        found = self.evaluate(config, params, rest, source)
+        example = next(config.loader.eval_batches(source, batch_size=1))["inputs"]
+        student = {**found.student, **self._student_cost(params, rest, example)}
+        arrays: dict[str, Any] = {"labels": found.labels}
+        arrays["student"] = found.student_predictions
+        teacher = None
+        if self.teacher is not None and found.teacher is not None:
+            teacher = {**found.teacher, **self._teacher_cost(self.teacher, example)}
+            arrays["teacher"] = found.teacher_predictions
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        names = getattr(source, "class_names", None) or ()
+        return {
+            "num_examples": found.student["num_examples"],
+            "class_names": [str(name) for name in names],
+            "student": student,
+            "teacher": teacher,
+        }, buffer.getvalue()
+
+    def _student_cost(self, params: Any, rest: Any, example: Any) -> dict[str, Any]:
         """Size and speed of the student, measured once."""
         if "student" not in self._costs:
             graphdef, _, _ = split_module(self.abstract, self.trainable, training=False)
@@ -163,11 +236,10 @@ class Student:
                 model = nnx.merge(graphdef, *arrays, copy=True)
                 return as_outputs(self.forward(model, {"inputs": x})).logits
 
-            everything = (params, state.rest)
-            self._costs["student"] = cost(forward, everything, params, example)
+            self._costs["student"] = cost(forward, (params, rest), params, example)
         return self._costs["student"]
 
-    def teacher_cost(self, teacher: Teacher, example: Any) -> dict[str, Any]:
+    def _teacher_cost(self, teacher: Teacher, example: Any) -> dict[str, Any]:
         """Size and speed of the teacher, measured once, in the same process."""
         if "teacher" not in self._costs:
             params = nnx.to_pure_dict(nnx.state(teacher.module, nnx.Param))
@@ -206,23 +278,57 @@ class Training:
         def init(seed):
             return make().init(config.student(nnx.Rngs(jax.random.key(seed))))
 
-        abstract = jax.eval_shape(init, 0)
-        self._mesh = mesh
-        self.shardings = tree_shardings(abstract, mesh, config.student_rules)
+        self.like = placed(jax.eval_shape(init, 0), mesh, config.student_rules)
+        shardings = jax.tree.map(lambda x: x.sharding, self.like)
         self.init: Callable[[int], DistillState] = jax.jit(
-            init, out_shardings=self.shardings
+            init, out_shardings=shardings
         )
-        self.like = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract,
-            self.shardings,
-        )
-        self.step: DistillStep = make(
-            state_shardings=self.shardings, batch_axes=BATCH_AXES
-        )
+        self.step: DistillStep = make(state_shardings=shardings, batch_axes=BATCH_AXES)
 
     @cached_property
     def update(self) -> Callable[..., Any]:
         """`state, metrics = update(state, batch)`, compiled once for the whole run."""
         pure, teacher_state = self.step.pure, self.step.teacher_state
         return lambda state, batch: pure(state, teacher_state, batch)
+
+    def check(self, batch: Any) -> None:
+        """Trace the step, so that what the objective objects to is said before compute.
+
+        Args:
+          batch: Shapes of a batch.
+        """
+        step: Any = self.step.pure
+        step.eval_shape(self.like, self.step.teacher_state, batch)
+
+
+def this_process() -> dict[str, int]:
+    """Which of the processes this is, as loaders want to know it."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def batch_shapes(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global shapes of what is sent to the devices, from this process's rows."""
+    count = jax.process_count()
+    return {
+        name: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype)
+        for name, x in batch.items()
+        if name != "index"
+    }
+
+
+def check_sizes(config: Config, mesh: Mesh) -> None:
+    """Batches divide evenly over the devices, and into microbatches."""
+    shards = prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for name, size, parts in (
+        ("loader.batch_size", config.loader.batch_size, config.accumulate),
+        ("eval_batch_size", config.eval_batch_size, 1),
+    ):
+        if size % (shards * parts):
+            times = f" times accumulate={parts}" if parts > 1 else ""
+            fail(
+                "train",
+                name,
+                f"be a multiple of data x fsdp = {shards} devices{times}",
+                size,
+                f"Change it, accumulate, or the mesh, {config.mesh!r}.",
+            )

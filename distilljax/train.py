@@ -7,26 +7,34 @@ preempted goes on where its last checkpoint was; one that is finished says so.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from distilljax.checkpoints import Checkpoints, preempted
+from distilljax._checks import fail
+from distilljax.checkpoints import Checkpoints, StopSignal
 from distilljax.config import Config, to_json
 from distilljax.data import prefetch_to_device
-from distilljax.evaluation.evaluate import Evaluation
-from distilljax.metrics import NonFiniteError, Window, open_writers, write_atomically
-from distilljax.programs import Programs
+from distilljax.metrics import (
+    NonFiniteError,
+    Window,
+    Writer,
+    open_writers,
+    trace_steps,
+    write_atomically,
+)
+from distilljax.programs import Programs, batch_shapes, check_sizes, this_process
 from distilljax.sharding import batch_sharding, mesh_from_string
-from distilljax.workdir import claim, machine, read_json, today, versions
+from distilljax.workdir import claim, machine, placed, read_json, today, versions
+
+# What the validation split is measured by; the last two need a teacher.
+SELECTABLE = ("accuracy", "nll", "ece", "kl_to_teacher", "agreement")
 
 
 def train(
@@ -37,6 +45,7 @@ def train(
     title: str | None = None,
     arm: str = "default",
     profile: bool = False,
+    stop: StopSignal | None = None,
 ) -> dict[str, Any]:
     """Train a student and measure it; resume if the folder has a part of this run.
 
@@ -47,6 +56,7 @@ def train(
       title: Name in the progress bar.
       arm: Name of the variant, for the report.
       profile: Write an XProf trace of 10 steps to `workdir/profile`.
+      stop: What asks the run to save and return; SIGTERM, if None.
 
     Returns:
       What is in `results.json`; `{"stopped_at": step}` if the run was told to stop.
@@ -55,73 +65,68 @@ def train(
       ValueError: the config, the data or the folder cannot be used; nothing is changed.
       NonFiniteError: the loss is nan or inf; the last checkpoint is from before it.
     """
-    workdir = Path(workdir)
-    programs = Programs() if programs is None else programs
+    workdir, saved = Path(workdir), to_json(config)
     mesh = mesh_from_string(config.mesh)
-    with claim(workdir, config), jax.set_mesh(mesh), stop_requested() as stop:
-        run = _Run(config, workdir, programs, mesh, arm)
+    check_sizes(config, mesh)
+    listening = contextlib.nullcontext(stop) if stop else StopSignal()
+    with claim(workdir, saved), jax.set_mesh(mesh), listening as stop:
+        run = _Run(config, saved, workdir, programs or Programs(), mesh, arm)
         if (done := run.finished()) is not None:
             return done
-        state, start = run.restore_or_init()
-        writers = open_writers(workdir, title or config.name, config.steps, start)
-        batches = prefetch_to_device(run.iterator, run.sharding)
-        window = Window()
-        update = run.training.update
-        try:
-            with _profile(workdir / "profile", profile) as trace:
+        run.check()
+        with contextlib.closing(run.open_checkpoints()):
+            state, start = run.restore_or_init()
+            run.begin()
+            batches: Any = prefetch_to_device(run.iterator, batch_sharding(mesh))
+            update, window = run.training.update, Window()
+            with run.writers(title, start) as log, run.profile(profile, start) as trace:
                 for step in range(start + 1, config.steps + 1):
-                    trace(step - start)
                     batch, index = next(batches)
-                    state, metrics = update(state, batch)
-                    window.add(step, metrics, index, len(index))
+                    with trace(step, state):
+                        state, metrics = update(state, batch)
+                    window.add(step, metrics, index)
                     last = step == config.steps
+                    leaving = stop.reached() or last
                     if step % config.log_every_steps == 0 or last:
-                        run.log(writers, "train", window.flush())
-                    stopping = stop.is_set() or preempted(step)
+                        log("train", window.flush())
                     numbers = None
                     if step % config.eval_every_steps == 0 or last:
-                        numbers = run.validate(writers, step, state)
-                    if run.saves(step, numbers) or last or stopping:
+                        numbers = run.validate(log, step, state)
+                    if run.saves(step, numbers) or leaving:
                         # what is saved is known to be finite
-                        run.log(writers, "train", window.flush())
-                        run.save(step, state, batches, numbers)
-                    if stopping and not last:
+                        log("train", window.flush())
+                        run.save(step, state, batches.get_state(), numbers)
+                    if leaving and not last:
                         return {"stopped_at": step}
             return run.results(state)
-        except NonFiniteError as error:
-            raise run.explain(error) from error
-        finally:
-            run.checkpoints.close()
-            for writer in writers:
-                writer.close()
 
 
 class _Run:
     """The parts of one run. `train` above is the order in which they act."""
 
     def __init__(
-        self, config: Config, workdir: Path, programs: Programs, mesh: Any, arm: str
+        self,
+        config: Config,
+        saved: Any,
+        workdir: Path,
+        programs: Programs,
+        mesh: Mesh,
+        arm: str,
     ):
-        self.config, self.workdir, self.mesh, self.arm = config, workdir, mesh, arm
+        self.config, self.saved, self.workdir, self.arm = config, saved, workdir, arm
         self.programs = programs
         self.started = time.perf_counter()
         self.seconds_before = 0.0
-        self.sharding = batch_sharding(mesh)
-        self.process = {
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-        }
-        self.source = programs.source(config.data)
+        self.source = self.open(config.data)
         self.teacher = programs.teacher(config, mesh)
         self.student = programs.student(config, mesh)
-        self.iterator = config.loader(self.source, seed=config.seed, **self.process)
+        self.iterator = config.loader(self.source, seed=config.seed, **this_process())
         self.training = programs.training(config, mesh)
-        self.checkpoints = Checkpoints(
-            workdir / "checkpoints",
-            select=config.select,
-            mode=config.select_mode,
-            keep_last=config.keep_last,
-        )
+
+    def open(self, part: Any) -> Any:
+        """A source of the config."""
+        in_memory = getattr(self.config.loader, "in_memory", None)
+        return self.programs.source(part, in_memory)
 
     # --- before the loop --------------------------------------------------------------
 
@@ -134,21 +139,72 @@ class _Run:
                 return {**results, "already_finished": True}
         return None
 
+    def check(self) -> None:
+        """Whatever can be found wrong before anything is computed or written."""
+        before = self.iterator.get_state()
+        batch = batch_shapes(next(self.iterator))
+        self.iterator.set_state(before)
+        self.student.check(self.config, self.source, batch)
+        self.training.check(batch)
+        for part in (self.config.validation, self.config.test):
+            if part is not None:
+                next(self.config.loader.eval_batches(self.open(part), batch_size=1))
+        known = SELECTABLE if self.teacher else SELECTABLE[:3]
+        if self.config.select not in (None, *known):
+            fail(
+                "train",
+                "--select",
+                f"be None or one of {', '.join(known)}",
+                repr(self.config.select),
+                "These are measured on the validation split.",
+            )
+
+    def open_checkpoints(self) -> Checkpoints:
+        """The checkpoints of this run."""
+        self.checkpoints = Checkpoints(
+            self.workdir / "checkpoints",
+            select=self.config.select,
+            mode=self.config.select_mode,
+            keep_last=self.config.keep_last,
+        )
+        return self.checkpoints
+
     def restore_or_init(self) -> tuple[Any, int]:
         """The state of the newest checkpoint, or a new one."""
         step = self.checkpoints.latest()
         if step is None:
             return self.training.init(self.config.seed), 0
+        if step > self.config.steps:
+            fail(
+                "train",
+                "--steps",
+                f"be at least {step}, which this run has made",
+                self.config.steps,
+                "Choose another folder for a shorter run.",
+            )
         state, meta = self.checkpoints.restore(step, self.training.like)
         expected = None if self.teacher is None else self.teacher.fingerprint
         if meta["teacher"] != expected:
-            raise ValueError(
-                f"train: --workdir must resume with its teacher {meta['teacher']}, got "
-                f"{expected}. Restore that teacher, or choose another folder."
+            fail(
+                "train",
+                "the teacher",
+                f"be the one that {str(self.workdir)!r} began with, {meta['teacher']}",
+                expected,
+                "Restore that teacher, or choose another folder.",
             )
         self.iterator.set_state(meta["data"])
         self.seconds_before = meta["seconds"]
         return state, step
+
+    def begin(self) -> None:
+        """Write the config down; set results of fewer steps aside."""
+        if jax.process_index() == 0:
+            write_atomically(
+                self.workdir / "config.json", json.dumps(self.saved, indent=1) + "\n"
+            )
+            for name in ("results.json", "predictions.npz"):
+                if (old := self.workdir / name).exists():
+                    old.replace(self.workdir / f"previous_{name}")
 
     # --- inside the loop --------------------------------------------------------------
 
@@ -156,219 +212,188 @@ class _Run:
         """Time spent in this run, over all its parts."""
         return self.seconds_before + time.perf_counter() - self.started
 
-    def log(self, writers: Any, split: str, record: dict[str, Any]) -> None:
-        """Give a record to every writer."""
-        if record:
-            for writer in writers:
-                writer.write({"seconds": self.seconds(), "split": split, **record})
+    @contextlib.contextmanager
+    def writers(
+        self, title: str | None, start: int
+    ) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+        """A function that gives a split's record to every writer.
 
-    def evaluate(self, source: Any, state: Any) -> Evaluation:
-        """The student (its moving average, if it has one) on a source."""
-        params = state.params if state.ema is None else state.ema
-        batches = self.config.loader.eval_batches(
-            source, batch_size=self.config.eval_batch_size, **self.process
-        )
-        teacher_state = None if self.teacher is None else self.teacher.state
-        return self.student.evaluator(
-            params,
-            state.rest,
-            teacher_state,
-            (batch for batch, _ in prefetch_to_device(batches, self.sharding)),
-        )
+        A step that is not finite ends the run here, with what is known about it.
+        """
+        title = title or self.config.name
+        writers: tuple[Writer, ...] = ()
+
+        def log(split: str, record: dict[str, Any]) -> None:
+            if record:
+                for writer in writers:
+                    writer.write({"seconds": self.seconds(), "split": split, **record})
+
+        with contextlib.ExitStack() as stack:
+            writers = open_writers(self.workdir, title, self.config.steps, start)
+            for writer in writers:
+                stack.callback(writer.close)
+            try:
+                yield log
+            except NonFiniteError as error:
+                error.args = (f"{error.args[0]} {self.why_not_finite(error)}",)
+                raise
+
+    def profile(self, enabled: bool, start: int) -> Any:
+        """A context for each step, some of which are traced if that is asked for."""
+        enabled = enabled and jax.process_index() == 0
+        directory = self.workdir / "profile" if enabled else None
+        return trace_steps(directory, start, self.config.steps)
 
     def validate(
-        self, writers: Any, step: int, state: Any
+        self, log: Callable[[str, dict[str, Any]], None], step: int, state: Any
     ) -> dict[str, float] | None:
         """Measures on the validation split, if there is one."""
         if self.config.validation is None:
             return None
-        source = self.programs.source(self.config.validation)
-        found = self.evaluate(source, state).student
+        source = self.open(self.config.validation)
+        found = self.student.evaluate(self.config, *evaluated(state), source).student
         numbers = {k: v for k, v in found.items() if isinstance(v, float)}
-        self.log(writers, "validation", {"step": step, **numbers})
+        log("validation", {"step": step, **numbers})
         return numbers
 
     def saves(self, step: int, numbers: dict[str, float] | None) -> bool:
-        """True if a checkpoint is due: by the clock, or because it may be the best."""
-        may_be_best = numbers is not None and self.config.select is not None
-        return may_be_best or step % self.config.checkpoint_every_steps == 0
+        """True if a checkpoint is due: by the clock, or as the best so far."""
+        due = step % self.config.checkpoint_every_steps == 0
+        return due or self.checkpoints.improves(step, numbers)
 
     def save(
-        self, step: int, state: Any, batches: Any, numbers: dict[str, float] | None
+        self, step: int, state: Any, data: Any, numbers: dict[str, float] | None
     ) -> None:
         """Start writing a checkpoint of everything but the teacher."""
         meta = {
-            "data": batches.get_state(),
+            "data": data,
             "teacher": None if self.teacher is None else self.teacher.fingerprint,
             "seconds": self.seconds(),
-            "config": to_json(self.config),
+            "config": self.saved,
             "versions": versions(),
         }
         self.checkpoints.save(step, state, meta, numbers)
 
-    def explain(self, error: NonFiniteError) -> NonFiniteError:
-        """Say which examples, whether they are the cause, and what is still good."""
-        latest = self.checkpoints.latest()
+    def why_not_finite(self, error: NonFiniteError) -> str:
+        """Which examples, whether they are the cause, and what is still good."""
         index = [] if error.index is None else error.index.tolist()
         bad = [
             i
             for i in index
             if not np.all(np.isfinite(np.asarray(self.source[i]["inputs"], np.float64)))
         ]
+        shown = ", ".join(map(str, index[:20])) + (", ..." if len(index) > 20 else "")
         cause = (
-            f"The inputs of examples {bad} of the training data are not finite: "
-            "remove them."
+            f"The inputs of examples {bad[:20]} are not finite: leave them out."
             if bad
-            else "All inputs of that batch are finite: lower the learning rate, clip "
-            "the gradient (--optimizer.clip-norm 1), or check the loss."
+            else "Their inputs are finite: lower the learning rate, clip the gradient "
+            "(--optimizer.clip-norm=1), or check the loss."
         )
+        latest = self.checkpoints.latest()
         good = (
             "No checkpoint was written before it."
             if latest is None
             else f"The checkpoint of step {latest} is from before it, and good."
         )
-        error.args = (f"{error.args[0]} Examples of the batch: {index}. {cause} {good}",)
-        return error
+        return f"Its batch has the {len(index)} examples {shown}. {cause} {good}"
 
     # --- after the loop ---------------------------------------------------------------
 
     def results(self, state: Any) -> dict[str, Any]:
         """Measure the best checkpoint on test data, and write it down."""
-        best_step, value = self.selected()
+        config = self.config
+        self.checkpoints.wait()
+        best_step, value = self.checkpoints.best() or (config.steps, None)
         if best_step != int(state.step):
             state, _ = self.checkpoints.restore(best_step, self.training.like)
         results = {
             "format": 1,
-            "name": self.config.name,
+            "name": config.name,
             "arm": self.arm,
-            "seed": self.config.seed,
-            "baseline": self.config.baseline,
-            "description": self.config.description,
-            "expected": self.config.expected,
-            "focus_classes": list(self.config.focus_classes),
-            "steps": self.config.steps,
-            "examples_seen": self.config.steps * self.config.loader.batch_size,
+            "seed": config.seed,
+            "baseline": config.baseline,
+            "description": config.description,
+            "expected": config.expected,
+            "focus_classes": list(config.focus_classes),
+            "steps": config.steps,
+            "examples_seen": config.steps * config.loader.batch_size,
             "train_seconds": self.seconds(),
             "selected": {
                 "step": best_step,
-                "metric": self.config.select and f"validation/{self.config.select}",
+                "metric": None if value is None else f"validation/{config.select}",
                 "value": value,
             },
             "versions": versions(),
             "machine": machine(),
             "date": today(),
         }
-        if self.config.test is not None:
-            source = self.programs.source(self.config.test)
-            measured, predictions = self.measure("test", source, state)
-            results |= measured
-            if jax.process_index() == 0:
-                write_atomically(self.workdir / "predictions.npz", predictions)
+        predictions = None
+        if config.test is not None:
+            measured, predictions = self.student.measure(
+                config, *evaluated(state), self.open(config.test)
+            )
+            results |= {"split": "test", **measured}
         if jax.process_index() == 0:
+            if predictions is not None:
+                write_atomically(self.workdir / "predictions.npz", predictions)
             text = json.dumps(results, indent=1) + "\n"
             write_atomically(self.workdir / "results.json", text)
         return results
 
-    def selected(self) -> tuple[int, float | None]:
-        """The best checkpoint and its measure, or the last, as the config says."""
-        self.checkpoints.wait()
-        return self.checkpoints.best() or (self.config.steps, None)
 
-    def measure(
-        self, split: str, source: Any, state: Any
-    ) -> tuple[dict[str, Any], bytes]:
-        """Quality and cost of student and teacher on a split; predictions as npz."""
-        found = self.evaluate(source, state)
-        params = state.params if state.ema is None else state.ema
-        example = next(self.config.loader.eval_batches(source, batch_size=1))["inputs"]
-        student = {**found.student, **self.student.cost(state, params, example)}
-        teacher = None
-        if self.teacher is not None and found.teacher is not None:
-            costs = self.student.teacher_cost(self.teacher, example)
-            teacher = {**found.teacher, **costs}
-        arrays = {"labels": found.labels, "student": found.student_predictions}
-        if found.teacher_predictions is not None:
-            arrays["teacher"] = found.teacher_predictions
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        names = getattr(source, "class_names", None) or ()
-        return {
-            "split": split,
-            "num_examples": found.student["num_examples"],
-            "class_names": [str(name) for name in names],
-            "student": student,
-            "teacher": teacher,
-        }, buffer.getvalue()
+def evaluated(state: Any) -> tuple[Any, Any]:
+    """The parameters that are measured, or their average if it is kept; the rest."""
+    return (state.params if state.ema is None else state.ema), state.rest
 
 
 def evaluate(config: Config, workdir: str | Path, *, split: str) -> dict[str, Any]:
     """Measure the selected checkpoint of a run on a split; changes nothing on disk.
 
     Args:
-      config: The config of the run.
+      config: The config of the run; its data may be other data.
       workdir: Its folder.
       split: `validation` or `test`.
 
     Returns:
-      `split`, `num_examples`, `class_names`, and the measures of `student` and
+      `step`, `split`, `num_examples`, `class_names`, and the measures of `student` and
       `teacher`; see `evaluation.measures.summarize` and `evaluation.cost.cost`.
     """
-    workdir = Path(workdir)
-    source = getattr(config, split)
-    if source is None:
-        raise ValueError(
-            f"evaluate: --split must be one that the config has, got {split!r}. Give "
-            f"the config a {split} source."
-        )
-    if not (workdir / "checkpoints").is_dir():
-        raise ValueError(
-            f"evaluate: --workdir must hold a run, got {str(workdir)!r}. Train it first."
+    root = Path(workdir) / "checkpoints"
+    part = getattr(config, split)
+    if part is None:
+        fail(
+            "evaluate",
+            "--split",
+            "be one that the config has",
+            repr(split),
+            f"Give the config a {split} source.",
         )
     mesh = mesh_from_string(config.mesh)
+    check_sizes(config, mesh)
+    if not root.is_dir():
+        _no_checkpoint(workdir)
+    checkpoints = Checkpoints(
+        root, select=config.select, mode=config.select_mode, read_only=True
+    )
+    best = checkpoints.best()
+    if best is None:
+        _no_checkpoint(workdir)
+    programs = Programs()
     with jax.set_mesh(mesh):
-        run = _Run(config, workdir, Programs(), mesh, "default")
-        step, _ = run.selected()
-        state, _ = run.checkpoints.restore(step, run.training.like)
-        measured, _ = run.measure(split, source(), state)
-        run.checkpoints.close()
-    return {"step": step, **measured}
+        student = programs.student(config, mesh)
+        field = "params" if config.ema_decay is None else "ema"
+        like = placed(student.arrays(field), mesh, config.student_rules)
+        found = checkpoints.restore_student(best[0], like)
+        source = programs.source(part, getattr(config.loader, "in_memory", None))
+        measured, _ = student.measure(config, found[field], found["rest"], source)
+    return {"step": best[0], "split": split, **measured}
 
 
-@contextlib.contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets: the loop saves between two steps and returns.
-
-    With several processes the event is left alone: JAX's preemption point, which all
-    processes reach at the same step, is what they act on (`checkpoints.preempted`).
-    """
-    event = threading.Event()
-    main = threading.current_thread() is threading.main_thread()
-    if not main or jax.process_count() > 1:
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _profile(directory: Path, enabled: bool, first: int = 11, num_steps: int = 10):
-    """A function to call with each step's number; traces a window of them."""
-    running = False
-
-    def at(step: int) -> None:
-        nonlocal running
-        if enabled and step == first:
-            jax.profiler.start_trace(str(directory))
-            running = True
-        elif running and step == first + num_steps:
-            jax.profiler.stop_trace()
-            running = False
-
-    try:
-        yield at
-    finally:
-        if running:
-            jax.profiler.stop_trace()
+def _no_checkpoint(workdir: str | Path) -> NoReturn:
+    fail(
+        "evaluate",
+        "--workdir",
+        "hold a run with a checkpoint",
+        repr(str(workdir)),
+        "Train it first.",
+    )

@@ -1,8 +1,8 @@
 """The folder of a run: who may write in it, what it holds, and reading it back.
 
-    config.json      the resolved config            metrics.jsonl    what was logged
-    checkpoints/     see `checkpoints`              tensorboard/     the same, as events
-    results.json     the student on test data       predictions.npz  example by example
+config.json      the resolved config            metrics.jsonl    what was logged
+checkpoints/     see `checkpoints`              tensorboard/     the same, as events
+results.json     the student on test data       predictions.npz  example by example
 """
 
 from __future__ import annotations
@@ -21,32 +21,67 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from distilljax._checks import fail
 from distilljax._functional import split_module
 from distilljax.checkpoints import Checkpoints
-from distilljax.config import RESUMABLE, Config, differences, from_json, to_json
-from distilljax.metrics import write_atomically
+from distilljax.config import differences, from_json, resumable
 from distilljax.sharding import Rule, tree_shardings
 from distilljax.typing import path_of
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, config: Config) -> Iterator[None]:
-    """Create the folder, or take it up again if it is of the same config; lock it.
+def claim(workdir: Path, saved: Any) -> Iterator[None]:
+    """Lock the folder for a run of this config: a new one, or one to take up again.
+
+    Process 0 does it and tells the others, so that none waits for one that has failed.
+
+    Args:
+      workdir: The folder.
+      saved: The config as JSON.
 
     Raises:
       ValueError: the folder is of another config, in use, or not writable. Nothing in
         it has been changed then.
     """
-    if jax.process_index() != 0:
+    with contextlib.ExitStack() as stack:
+        error = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(_locked(workdir))
+                _check_same(workdir, saved)
+            except ValueError as found:
+                error = found
+        if jax.process_count() > 1:
+            failed = multihost_utils.broadcast_one_to_all(np.asarray(error is not None))
+            if failed and error is None:
+                error = ValueError(
+                    "train: --workdir must be usable for process 0, got an error "
+                    "there. Process 0 has printed it."
+                )
+        if error is not None:
+            raise error
         yield
-        return
-    saved = to_json(config)
-    path = workdir / "config.json"
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    # the lock of a new folder is the first thing written: not into somebody's files
+    if workdir.is_dir() and not (workdir / "config.json").exists():
+        files = (p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock")
+        if (first := next(files, None)) is not None:
+            fail(
+                "train",
+                "--workdir",
+                "be empty or hold a run",
+                f"{str(workdir)!r} with {first.name!r} and no config.json",
+                "Choose another folder.",
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
@@ -69,32 +104,23 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
                 repr(str(workdir)),
                 "Another run writes there: wait for it, or choose another folder.",
             )
-        if path.exists():
-            _check_same(workdir, read_json(path), saved)
-        elif any(p.name != ".lock" for p in workdir.iterdir()):
-            fail(
-                "train",
-                "--workdir",
-                "be empty or hold a run",
-                f"{str(workdir)!r} with other files and no config.json",
-                "Choose another folder.",
-            )
-        write_atomically(path, json.dumps(saved, indent=1) + "\n")
         yield
 
 
-def _check_same(workdir: Path, old: Any, new: Any) -> None:
+def _check_same(workdir: Path, new: Any) -> None:
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    found = differences(read_json(path), new)
     changed = [
-        line
-        for line in differences(old, new)
-        if line.split(":")[0].split(".")[0] not in RESUMABLE
+        f"{path}: {values}" for path, values in found.items() if not resumable(path)
     ]
     if changed:
         fail(
             "train",
             "--workdir",
             "be of the same config",
-            f"{str(workdir)!r}, which differs in {'; '.join(changed[:5])}",
+            f"{str(workdir)!r}, which differs in {'; '.join(changed[:10])}",
             "Choose another folder, or go back to that config to resume.",
         )
 
@@ -105,8 +131,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"read_json: {path} must be a JSON file, got an error: {error}. Restore it, "
-            "or train into another folder."
+            f"read_json: {path} must be a JSON file, got an error: {error}. Restore "
+            "it, or train into another folder."
         ) from error
 
 
@@ -114,11 +140,9 @@ def fingerprint(tree: Any) -> str:
     """A digest of the names, types and values of all arrays; equal on every host."""
     digest = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             continue  # random streams are not what the model is
         if not x.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
             x = multihost_utils.process_allgather(x, tiled=True)
         x = np.asarray(x)
         digest.update(f"{path_of(path)}:{x.dtype}:{x.shape}".encode())
@@ -130,8 +154,7 @@ def fingerprint(tree: Any) -> str:
 class TrainedRun:
     """The best student of a finished run, to be a teacher, or to be looked at.
 
-    Example:
-      >>> TrainedRun("runs/digits/teacher")(mesh)             # doctest: +SKIP
+    It needs the folder alone, and of the saved config only what makes the model.
     """
 
     workdir: str
@@ -151,26 +174,31 @@ class TrainedRun:
                 "Train it first: distilljax train CONFIG --workdir "
                 f"{self.workdir}, or name another with --teacher.workdir.",
             )
-        config: Config = from_json(read_json(root / "config.json"))
-        trainable = config.trainable or nnx.Param
-        abstract = nnx.eval_shape(lambda: config.student(nnx.Rngs(0)))
+        saved = read_json(root / "config.json")
+        make = from_json(saved["student"])
+        trainable = from_json(saved["trainable"]) or nnx.Param
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         graphdef, params, rest = split_module(abstract, trainable, training=False)
-        field = "params" if config.ema_decay is None else "ema"
-        like = {field: params, "rest": rest}
-        if mesh is None:
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            shardings = jax.tree.map(lambda _: device, like)
-        else:
-            shardings = tree_shardings(like, mesh, rules)
-        like = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            like,
-            shardings,
-        )
+        field = "params" if saved["ema_decay"] is None else "ema"
+        like = placed({field: params, "rest": rest}, mesh, rules)
         step = read_json(root / "results.json")["selected"]["step"]
-        checkpoints = root / "checkpoints"
-        found = Checkpoints(checkpoints).restore_student(step, like)
+        checkpoints = Checkpoints(root / "checkpoints", read_only=True)
+        found = checkpoints.restore_student(step, like)
         return nnx.merge(graphdef, found[field], found["rest"])
+
+
+def placed(abstract: Any, mesh: Mesh | None, rules: Sequence[Rule]) -> Any:
+    """Shapes with the sharding that each array is to have, for a checkpoint to fill."""
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: device, abstract)
+    else:
+        shardings = tree_shardings(abstract, mesh, rules)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        shardings,
+    )
 
 
 def versions() -> dict[str, str]:
