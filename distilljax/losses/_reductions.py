@@ -31,8 +31,6 @@ def masked_sum(
       >>> values = jnp.array([1.0, 2.0, jnp.nan])
       >>> float(masked_sum(values, jnp.array([True, True, False])))
       3.0
-
-    Reference: none; a sum.
     """
     check_where("masked_sum", where, jnp.shape(values))
     values = jnp.asarray(values).astype(numerics.compute_dtype(values))
@@ -67,8 +65,6 @@ def masked_mean(
       1.5
       >>> float(masked_mean(values, jnp.zeros(3, bool)))
       0.0
-
-    Reference: none; a mean.
     """
     check_where("masked_mean", where, jnp.shape(values))
     total = masked_sum(values, where)

@@ -26,7 +26,7 @@ def vocabulary(temperature):
 def test_high_temperature_keeps_four_digits(name, temperature):
     """Summed as p log(p / q), float32 is 1.5 % off at T = 20, and bfloat16 negative."""
     student, teacher, temperature = vocabulary(temperature)
-    loss, oracle = getattr(losses, name), getattr(oracles, name)
+    loss, oracle = jax.jit(getattr(losses, name)), getattr(oracles, name)
     value = loss(jnp.asarray(student), jnp.asarray(teacher), temperature=temperature)
     expected = oracle(student, teacher, temperature)
     assert expected.max() < 0.1
@@ -52,7 +52,7 @@ def test_bfloat16_kl_of_one_hundredth_is_not_lost():
     exact = [np.asarray(x.astype(jnp.float32), np.float64) for x in (student, teacher)]
     expected = oracles.forward_kl(*exact)
     assert 0.005 < expected.mean() < 0.02
-    value = losses.forward_kl(student, teacher)
+    value = jax.jit(losses.forward_kl)(student, teacher)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert value.dtype == jnp.float32
 
@@ -78,14 +78,17 @@ def test_bfloat16_kl_of_one_hundredth_is_not_lost():
 def test_impossible_classes_give_a_number_and_a_finite_gradient(
     loss, student, teacher, value
 ):
-    got, gradient = jax.value_and_grad(loss)(jnp.array(student), jnp.array(teacher))
+    both = jax.jit(jax.value_and_grad(loss))
+    got, gradient = both(jnp.array(student), jnp.array(teacher))
     np.testing.assert_allclose(got, value, rtol=1e-6, atol=1e-7)
     assert np.all(np.isfinite(gradient))
 
 
 def test_an_infinite_kl_pushes_the_student_off_the_impossible_class():
     """Its gradient is finite, and points the right way."""
-    gradient = jax.grad(losses.reverse_kl)(jnp.zeros(2), jnp.array([0.0, -INF]))
+    gradient = jax.jit(jax.grad(losses.reverse_kl))(
+        jnp.zeros(2), jnp.array([0.0, -INF])
+    )
     assert gradient[1] > 0 > gradient[0]
 
 
@@ -95,13 +98,15 @@ def test_tiny_probabilities_are_not_taken_for_zero(name):
     far, near = jnp.array([0.0, -200.0]), jnp.array([0.0, 0.0])
     pair = (far, near) if name == "forward_kl" else (near, far)
     expected = 0.5 * np.log(0.5) + 0.5 * (200 + np.log(0.5))
-    np.testing.assert_allclose(getattr(losses, name)(*pair), expected, rtol=1e-6)
+    value = jax.jit(getattr(losses, name))(*pair)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def test_finite_masks_of_classes_work_like_minus_infinity():
     """Some models mask classes with a large negative number, some with -inf."""
     student, teacher = jnp.array([0.0, 1.0, -1e9]), jnp.array([0.0, 0.5, -INF])
     for loss in (losses.forward_kl, losses.jensen_shannon, losses.soft_cross_entropy):
+        loss = jax.jit(loss)
         np.testing.assert_allclose(
             loss(student, teacher), loss(student[:2], teacher[:2]), rtol=1e-6
         )
