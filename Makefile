@@ -23,9 +23,9 @@ help:  ## Show this list
 
 demo: $(VENV)/.demo-installed  ## Distil handwritten digits, five seeds, and write the report
 	$(BIN)/distilljax train configs/digits/teacher.py --workdir $(DEMO_DIR)/teacher
-	$(BIN)/distilljax train configs/digits/few_labels.py --workdir $(DEMO_DIR)/few_labels --seeds 0..4
-	$(BIN)/distilljax train configs/digits/missing_class.py --workdir $(DEMO_DIR)/missing_class --seeds 0..4
-	$(BIN)/distilljax train configs/digits/all_data.py --workdir $(DEMO_DIR)/all_data --seeds 0..4
+	$(BIN)/distilljax train configs/digits/few_labels.py --workdir $(DEMO_DIR)/few_labels --seeds 0..4 --teacher.workdir $(DEMO_DIR)/teacher
+	$(BIN)/distilljax train configs/digits/missing_class.py --workdir $(DEMO_DIR)/missing_class --seeds 0..4 --teacher.workdir $(DEMO_DIR)/teacher
+	$(BIN)/distilljax train configs/digits/all_data.py --workdir $(DEMO_DIR)/all_data --seeds 0..4 --teacher.workdir $(DEMO_DIR)/teacher
 	$(BIN)/distilljax report $(DEMO_DIR)
 
 test: $(VENV)/.test-installed  ## Run all tests
