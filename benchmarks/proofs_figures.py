@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from proofs_plan import CALIBRATED, ORACLE
 
 from distilljax.evaluation.plot_layout import grid, left_labels
@@ -72,8 +73,12 @@ def paired(
     axis: Axes,
     columns: Sequence[tuple[str, dict[int, float], str]],
     decimals: int = 0,
+    apart_after: int | None = None,
 ) -> None:
-    """Columns (label, value by seed, colour); a line joins the runs of one seed."""
+    """Columns (label, value by seed, colour); a line joins the runs of one seed.
+
+    No line crosses from column `apart_after` to the next: they are other experiments.
+    """
     spots: list[dict[int, float]] = []
     for x, (_, values, color) in enumerate(columns):
         seeds = sorted(values)
@@ -95,20 +100,23 @@ def paired(
             axis.plot([x - 0.3, x + 0.3], [mean, mean], color=color, lw=2.4, zorder=3)
             axis.annotate(
                 f"{mean:.{decimals}f}",
-                (x + 0.32, mean),
+                (x + 0.33, mean),
                 color=color,
                 fontsize=9,
                 fontweight="bold",
                 va="center",
                 zorder=4,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
             )
     for x in range(len(columns) - 1):
         (_, left, _), (_, right, _) = columns[x], columns[x + 1]
+        if x == apart_after:
+            continue
         for seed in sorted(left.keys() & right.keys()):
             ends = [spots[x][seed], spots[x + 1][seed]]
             axis.plot(ends, [left[seed], right[seed]], color=FAINT, lw=1, zorder=1)
     axis.set_xticks(range(len(columns)), [label for label, _, _ in columns])
-    axis.set_xlim(-0.5, len(columns) - 0.3)
+    axis.set_xlim(-0.5, len(columns) - 0.25)
     axis.margins(y=0.1)
     axis.grid(axis="y", color="#EEEEEE", lw=0.8)
     axis.set_axisbelow(True)
@@ -165,7 +173,7 @@ def missing_class(results: Results) -> Figure | None:
         return None
     figure, axes = grid(len(panels), width=6.4, height=3.8, columns=2, share_y=True)
     for axis, (title, columns) in zip(axes, panels, strict=True):
-        paired(axis, columns, decimals=1)
+        paired(axis, columns, decimals=1, apart_after=2)
         axis.axvspan(-0.5, 2.5, color="#F6F6F6", zorder=0, lw=0)
         axis.set_ylim(-4, 104)
         axis.tick_params(axis="x", labelsize=8.5)
@@ -256,5 +264,5 @@ def full_protocol(results: Results) -> Figure | None:
     axis.set_xlabel("errors of 10,000 test images, one run each")
     axis.tick_params(axis="y", length=0)
     axis.margins(x=0.14)
-    axis.set_title("All 60,000 images; grey: Hinton, Vinyals and Dean 2015")
+    axis.set_title("All 60,000 images; light bars: Hinton, Vinyals and Dean 2015")
     return figure
