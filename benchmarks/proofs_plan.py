@@ -150,53 +150,13 @@ def soft_targets(dataset: str) -> Proof:
 def missing_class(dataset: str) -> Proof:
     """No example of class 3 in the transfer set; then one bias is given back."""
     soft, hard = "soft_t20", "hard_labels"
-    source = (
-        f"{HINTON}: 877 of 1,010 threes right, 996 after a bias chosen on test data"
-    )
     return Proof(
         f"{dataset}/missing_class",
         "0..5",
         seeds_per_split=2,
         hard_labels={soft: hard},
         calibrate=(hard, soft),
-        claims=(
-            Claim(
-                "The teacher teaches a class that the student never sees",
-                soft,
-                hard,
-                +1,
-                "focus_recall",
-                source,
-            ),
-            Claim(
-                "Label-free bias calibration raises its recall",
-                soft + CALIBRATED,
-                soft,
-                +1,
-                "focus_recall",
-                source,
-            ),
-            Claim(
-                "Label-free bias calibration lowers the errors on all classes",
-                soft + CALIBRATED,
-                soft,
-                -1,
-                source=source,
-            ),
-            Claim(
-                "The label-free bias makes other errors than the oracle's",
-                soft + CALIBRATED,
-                soft + ORACLE,
-                0,
-            ),
-            Claim(
-                "Calibrated, the distilled student makes fewer errors than the "
-                "calibrated control",
-                soft + CALIBRATED,
-                hard + CALIBRATED,
-                -1,
-            ),
-        ),
+        claims=_claims_of_the_missing_class(soft, hard),
         bounds=(
             Bound(
                 "recall before calibration, worst run",
@@ -213,6 +173,50 @@ def missing_class(dataset: str) -> Proof:
             Bound(
                 "recall with hard labels, best run", hard, "focus_recall", at_most=0.02
             ),
+        ),
+    )
+
+
+def _claims_of_the_missing_class(soft: str, hard: str) -> tuple[Claim, ...]:
+    source = (
+        f"{HINTON}: 877 of 1,010 threes right, 996 after a bias chosen on test data"
+    )
+    return (
+        Claim(
+            "The teacher teaches a class that the student never sees",
+            soft,
+            hard,
+            +1,
+            "focus_recall",
+            source,
+        ),
+        Claim(
+            "Label-free bias calibration raises its recall",
+            soft + CALIBRATED,
+            soft,
+            +1,
+            "focus_recall",
+            source,
+        ),
+        Claim(
+            "Label-free bias calibration lowers the errors on all classes",
+            soft + CALIBRATED,
+            soft,
+            -1,
+            source=source,
+        ),
+        Claim(
+            "The label-free bias makes other errors than the oracle's",
+            soft + CALIBRATED,
+            soft + ORACLE,
+            0,
+        ),
+        Claim(
+            "Calibrated, the distilled student makes fewer errors than the calibrated "
+            "control",
+            soft + CALIBRATED,
+            hard + CALIBRATED,
+            -1,
         ),
     )
 
