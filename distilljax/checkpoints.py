@@ -208,6 +208,11 @@ class StopSignal:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
+    @property
+    def requested(self) -> bool:
+        """True once `reached` was, or the signal came since."""
+        return self._flag.is_set()
+
     def reached(self) -> bool:
         """True from the step on at which to save and go; ask once in each step."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(

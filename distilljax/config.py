@@ -79,8 +79,7 @@ class Config:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the forward passes; parameters and losses are float32."""
     ema_decay: float | None = None
-    """Decay per step of an average of the parameters, which is then what is evaluated;
-    None keeps none."""
+    """Decay per step of an average of the parameters, to be evaluated; None: none."""
     mesh: str = "data=-1"
     """Devices by axis, such as "data=4,fsdp=2"; -1 takes the remaining ones."""
     student_rules: tuple[Rule, ...] = ()
@@ -90,8 +89,7 @@ class Config:
     log_every_steps: int = 50
     """Steps between lines of metrics, each the mean over those steps."""
     eval_every_steps: int = 200
-    """Steps between evaluations on `validation`; each has a checkpoint, if it can be
-    selected."""
+    """Steps between evaluations on `validation`; the best so far has a checkpoint."""
     eval_batch_size: int = 256
     """Examples per batch of an evaluation, over all processes."""
     checkpoint_every_steps: int = 1000

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import TracebackType
 
 VERBS = {
     "train": "train a student (or a teacher), or resume: CONFIG --workdir W",
@@ -14,7 +17,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code."""
+    """Run a verb; returns the exit code: 0, 1 for an error, 2 for a wrong command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: distilljax VERB ...\n")
@@ -24,8 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     verb, *rest = arguments
     if verb not in VERBS:
-        import difflib
-
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         print(
@@ -34,12 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    from importlib import import_module
-
     try:
         return import_module(f"distilljax.cli.{verb}").main(rest)
-    except (ValueError, FloatingPointError, OSError) as error:
-        if os.environ.get("DISTILLJAX_TRACEBACK"):
+    except (ValueError, TypeError, FloatingPointError, OSError) as error:
+        expected = isinstance(error, OSError) or _ours(error.__traceback__)
+        if not expected or os.environ.get("DISTILLJAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         print("(DISTILLJAX_TRACEBACK=1 shows where.)", file=sys.stderr)
@@ -47,3 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130
+
+
+def _ours(traceback: TracebackType | None) -> bool:
+    """True if distilljax itself raised: an error in a user's code shows where it is."""
+    module = ""
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    return module.split(".")[0] == "distilljax"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from distilljax.cli.multihost import initialize
-from distilljax.cli.overrides import make_parser, override, parse
+from distilljax.cli.overrides import make_parser, parse, plan
 
 DESCRIPTION = """\
 Measure the best checkpoint of a run on a split: accuracy, KL to the teacher,
@@ -27,14 +27,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--arm", help="the arm, where the run is of one")
     args, experiment, overrides = parse(parser, argv)
     initialize(args)
-    seed = args.seed or 0
-    config = experiment.arms(seed)[args.arm] if args.arm else experiment.config(seed)
-    config = override(config, overrides, parser.prog)
+    seeds, arms = [args.seed or 0], [args.arm] if args.arm else None
+    (run,) = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
     import jax
 
     from distilljax.train import evaluate
 
-    found = evaluate(config, args.workdir, split=args.split)
+    found = evaluate(run.config, args.workdir, split=args.split)
     if jax.process_index() == 0:
         json.dump(found, sys.stdout, indent=1)
         print()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distilljax.cli.multihost import initialize
-from distilljax.cli.overrides import make_parser, parse, parse_seeds, plan
+from distilljax.cli.overrides import Planned, make_parser, parse, parse_seeds, plan
 from distilljax.evaluation.statistics import paired_difference, spread
 
 DESCRIPTION = """\
@@ -17,57 +17,76 @@ goes on from its last checkpoint, and a finished one says so.
 
 With --seeds, every arm of the config file is trained with every seed in this process,
 each in W/ARM/seed_N, and compared at the end; `distilljax report W` writes the report.
+
+  distilljax train configs/digits/teacher.py --workdir runs/digits/teacher
+  distilljax train configs/digits/few_labels.py --workdir runs/few --seeds 0..4
+  distilljax train configs/digits/few_labels.py --workdir runs/hot --steps=200 \\
+      --objective.temperature=8
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Train one run, or all arms and seeds of a comparison."""
     parser = make_parser("train", DESCRIPTION)
-    parser.add_argument("--seeds", help="several runs, such as 0..4 or 0,3,7")
     parser.add_argument(
-        "--arms", help="named variants of the file, such as a,b (default: all)"
+        "--seeds", help="several runs, such as 0..4 (both ends) or 0,3,7"
+    )
+    parser.add_argument(
+        "--arms", help="variants that the file names, such as a,b (default: all)"
     )
     parser.add_argument(
         "--profile", action="store_true", help="write an XProf trace of 10 steps"
     )
     args, experiment, overrides = parse(parser, argv)
+    if args.seed is not None and args.seeds is not None:
+        parser.error("--seed is for a single run, --seeds for several: give one")
     initialize(args)
     single = args.seeds is None and args.arms is None
-    seeds = parse_seeds(args.seeds) if args.seeds else [args.seed or 0]
+    seeds = parse_seeds(args.seeds) if args.seeds is not None else [args.seed or 0]
     arms = None
-    if not single:
-        arms = args.arms.split(",") if args.arms else list(experiment.arms(0)) or None
-    planned = plan(experiment, overrides, seeds=seeds, arms=arms, prog=parser.prog)
+    if args.arms is not None:
+        arms = list(dict.fromkeys(args.arms.split(",")))
+    elif not single:
+        arms = list(experiment.arms(0)) or None
+    planned = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
     return _train_all(planned, Path(args.workdir), single, args.profile)
 
 
-def _train_all(planned: Any, root: Path, single: bool, profile: bool) -> int:
+def _train_all(
+    planned: Sequence[Planned], root: Path, single: bool, profile: bool
+) -> int:
+    from distilljax.checkpoints import StopSignal
     from distilljax.programs import Programs
     from distilljax.train import train
 
     programs = Programs()
     found = []
-    for number, run in enumerate(planned, start=1):
-        workdir = root if single else root / run.arm / f"seed_{run.seed}"
-        title = run.config.name
-        if not single:
-            title = f"[{number}/{len(planned)}] {title} {run.arm} seed {run.seed}"
-        results = train(
-            run.config,
-            workdir,
-            programs=programs,
-            title=title,
-            arm=run.arm,
-            profile=profile,
-        )
-        if "stopped_at" in results:
-            _say(
-                f"{title}: stopped and saved at step {results['stopped_at']} of "
-                f"{run.config.steps}; the same command resumes."
+    with StopSignal() as stop:
+        for number, run in enumerate(planned, start=1):
+            workdir = root if single else root / run.arm / f"seed_{run.seed}"
+            title = run.config.name
+            if not single:
+                title = f"[{number}/{len(planned)}] {title} {run.arm} seed {run.seed}"
+            results = train(
+                run.config,
+                workdir,
+                programs=programs,
+                title=title,
+                arm=run.arm,
+                profile=profile,
+                stop=stop,
             )
-            return 0
-        found.append(results)
-        _say(f"{title}: {_one_line(results)}  ({workdir})")
+            if "stopped_at" in results:
+                _say(
+                    f"{title}: stopped and saved at step {results['stopped_at']} of "
+                    f"{run.config.steps}; the same command resumes."
+                )
+                return 0
+            found.append(results)
+            _say(f"{title}: {_one_line(results)}  ({workdir})")
+            if stop.requested and number < len(planned):
+                _say(f"stopped after {number} of {len(planned)} runs")
+                return 0
     if not single:
         _compare(found)
         _say(f"distilljax report {root}   # tables, plots, what was gained and lost")
@@ -75,8 +94,9 @@ def _train_all(planned: Any, root: Path, single: bool, profile: bool) -> int:
 
 
 def _one_line(results: dict[str, Any]) -> str:
+    done = "already finished, " if results.get("already_finished") else ""
     if "student" not in results:
-        return "trained; the config has no test data to measure it on"
+        return done + "trained; the config has no test data to measure it on"
     student, count = results["student"], results["num_examples"]
     errors = round((1 - student["accuracy"]) * count)
     parts = [f"test accuracy {student['accuracy']:.4f} ({errors} errors of {count})"]
@@ -84,7 +104,6 @@ def _one_line(results: dict[str, Any]) -> str:
         parts.append(f"KL to the teacher {student['kl_to_teacher']:.4f} nats")
     if results["teacher"] is not None:
         parts.append(f"teacher {results['teacher']['accuracy']:.4f}")
-    done = "already finished, " if results.get("already_finished") else ""
     return done + ", ".join(parts)
 
 
