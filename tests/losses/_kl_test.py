@@ -24,7 +24,7 @@ def vocabulary(temperature):
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
 def test_high_temperature_keeps_four_digits(name, temperature):
-    """Summed as p log(p / q), float32 is 1.5 % off at T = 20, and bfloat16 negative."""
+    """Summed as p log(p / q), float32 is 4 % off at T = 20, and bfloat16 negative."""
     student, teacher, temperature = vocabulary(temperature)
     loss, oracle = jax.jit(getattr(losses, name)), getattr(oracles, name)
     value = loss(jnp.asarray(student), jnp.asarray(teacher), temperature=temperature)
@@ -40,7 +40,7 @@ def test_plain_summation_would_fail_the_test_above():
     log_p = jax.nn.log_softmax(jnp.asarray(teacher) / temperature)
     plain = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
     error = np.abs(plain / oracles.forward_kl(student, teacher, temperature) - 1)
-    assert error.max() > 1e-3
+    assert error.max() > 1e-2
 
 
 def test_bfloat16_kl_of_one_hundredth_is_not_lost():

@@ -66,14 +66,14 @@ def test_end_points_are_zero_and_normalized_the_two_kls(beta, limit, limit_gradi
 
 @pytest.mark.parametrize("beta", [1e-6, 1e-4, 1e-2, 0.99, 1 - 1e-4, 1 - 1e-6])
 def test_normalized_stays_accurate_near_the_ends(beta):
-    """A mixture formed with logaddexp alone has a gradient of pure noise at 1e-6."""
+    """With log m from logaddexp the gradient is 7 % off at 1e-6."""
     beta = float(np.float32(beta))
     (_, values), slope = sweep(STUDENT, TEACHER, beta)[1]
     options = {"beta": beta, "normalized": True}
     expected = oracles.js(STUDENT, TEACHER, **options)
     gradient = oracles.js_gradient(STUDENT, TEACHER, **options)
-    np.testing.assert_allclose(values, expected, rtol=1e-4)
-    np.testing.assert_allclose(slope, gradient, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_limits_in_numbers():
