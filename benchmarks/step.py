@@ -247,7 +247,7 @@ def the_source() -> Any:
 
 
 def import_seconds(rounds: int = 7) -> dict[str, float]:
-    """Wall seconds of a fresh interpreter that imports one of them; the least of some."""
+    """Wall seconds of a fresh interpreter that imports one of them; the least."""
     best = {"flax.nnx": float("inf"), "distilljax": float("inf")}
     for _ in range(rounds):
         for name in best:

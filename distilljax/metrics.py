@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from distilljax.typing import Mean
 
 Record = dict[str, Any]
 
-# How many steps the host may be ahead of the devices.
+# How many steps the host may be ahead of the devices: each holds a batch in their memory.
 MAX_LEAD = 8
 
 
@@ -32,17 +32,20 @@ class Window:
         self._pending: list[tuple[int, dict[str, Mean], np.ndarray]] = []
         self._examples = 0
         self._since = time.perf_counter()
+        # Simulated devices share one pool of threads: steps in flight, each waiting for
+        # the others of its collective, would starve each other for ever.
+        simulated = jax.default_backend() == "cpu" and jax.device_count() > 1
+        self._max_lead = 0 if simulated else MAX_LEAD
 
     def add(self, step: int, metrics: dict[str, Mean], index: np.ndarray) -> None:
         """Remember a step, and the examples of this process's rows of its batch.
 
-        Waits for the step `MAX_LEAD` before this one, without fetching anything: every
-        step that the host is ahead of the devices holds a batch in their memory.
+        Waits for the step `MAX_LEAD` before this one; nothing is fetched.
         """
         self._pending.append((step, metrics, index))
         self._examples += len(index) * jax.process_count()
-        if len(self._pending) > MAX_LEAD:
-            jax.block_until_ready(self._pending[-1 - MAX_LEAD][1])
+        if len(self._pending) > self._max_lead:
+            jax.block_until_ready(self._pending[-1 - self._max_lead][1])
 
     def flush(self) -> Record:
         """Fetch, check and average the window; empty if there was no step.
@@ -86,6 +89,7 @@ class NonFiniteError(FloatingPointError):
         super().__init__(f"train: {name} must be finite, got {value} at step {step}.")
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Where records go: one dict per window or evaluation."""
 

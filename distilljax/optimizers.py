@@ -76,13 +76,25 @@ def decays(params: Any) -> Any:
 
     Biases and the scales of normalisation layers have one axis: pulling those to zero
     does not regularise, it biases.
+
+    Example:
+      >>> decays({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+      {'bias': False, 'kernel': True}
     """
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters whose path matches a pattern learn at a rate of their own."""
+    """Parameters whose path matches a pattern learn at a rate of their own.
+
+    Example:
+      >>> tx = AdamW(learning_rate=0.1, groups=(Group("head/", scale=0.0),))()
+      >>> params = {"head": {"bias": jnp.ones(1)}, "body": {"bias": jnp.ones(1)}}
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> round(float(updates["body"]["bias"][0]), 4), bool(updates["head"]["bias"][0])
+      (-0.1, False)
+    """
 
     pattern: str
     """Regular expression, searched in the path, such as ``projections/``."""

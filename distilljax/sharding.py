@@ -96,12 +96,22 @@ def mesh_from_string(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over `data` and `fsdp`, all else whole."""
+    """The leading axis over `data` and `fsdp`, all else whole.
+
+    Example:
+      >>> batch_sharding(mesh_from_string("data=1", jax.devices()[:1])).spec
+      P(('data', 'fsdp'),)
+    """
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Whole on every device.
+
+    Example:
+      >>> replicated(mesh_from_string("data=1", jax.devices()[:1])).spec
+      P()
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
