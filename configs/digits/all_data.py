@@ -3,6 +3,8 @@
     distilljax train configs/digits/all_data.py --workdir runs/digits/all_data \
         --seeds 0..4
 
+The teacher is that of `configs/digits/teacher.py`, which is trained first.
+
 Where every example is labelled and the student is wide enough, there is little that a
 teacher could add.
 """

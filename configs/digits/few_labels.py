@@ -3,6 +3,8 @@
     distilljax train configs/digits/few_labels.py --workdir runs/digits/few_labels \
         --seeds 0..4
 
+The teacher is that of `configs/digits/teacher.py`, which is trained first.
+
 Three students of the same architecture, initialisation, order of data and number of
 steps: hard labels on the 36; the teacher's soft targets on the same 36; and the
 teacher's soft targets on all 1,200 digits, without any label.

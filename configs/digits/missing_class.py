@@ -3,6 +3,8 @@
     distilljax train configs/digits/missing_class.py \
         --workdir runs/digits/missing_class --seeds 0..4
 
+The teacher is that of `configs/digits/teacher.py`, which is trained first.
+
 Both arms train on the same images, none of them a 3. The labels cannot say what a 3 is;
 the teacher's distribution can, by how much it finds other digits like one (Hinton,
 Vinyals and Dean 2015, section 3).
