@@ -42,7 +42,7 @@ def config(seed: int = 0) -> Config:
         # 36 labels leave none to choose a checkpoint with: the last one is measured,
         # and validation only draws the learning curves.
         select=None,
-        eval_every_steps=250,
+        eval_every_steps=100,
         log_every_steps=250,
         seed=seed,
     )
