@@ -126,6 +126,9 @@ def experiment(results: Results, name: str) -> str:
     ]
     if found["claims"]:
         parts.append(_claims(found["claims"]))
+    sources = dict.fromkeys(c["source"] for c in found["claims"] if c["source"])
+    if sources:
+        parts.append(f"Claimed by {'; '.join(sources)}.")
     gaps = [
         f"`{claim['arm']}` closes {fixed(100 * claim['gap_closed'], 0)} %"
         for claim in found["against_hard_labels"]
