@@ -130,8 +130,11 @@ class DistillStep:
         self, apply: Apply, state: DistillState, teacher_state: PyTree, batch: Batch
     ) -> tuple[PyTree, PyTree, Array, dict[str, Mean]]:
         """The gradient over the whole batch, in `accumulate` microbatches."""
-        key = jax.random.wrap_key_data(state.rng)
-        rngs = jax.random.split(jax.random.fold_in(key, state.step), self.accumulate)
+        key = jax.random.key(0)
+        if state.rng is not None:
+            key = jax.random.wrap_key_data(state.rng)
+        key = jax.random.fold_in(key, state.step)
+        rngs = jax.random.split(key, self.accumulate)
 
         def loss(params, rest, batch, rng, counts):
             return self._loss(
@@ -267,7 +270,7 @@ class DistillStep:
             rest=rest,
             opt_state=nnx.as_pure(optimizer.opt_state),
             step=optimizer.step[...],
-            rng=jax.random.key_data(jax.random.key(0)),
+            rng=None,  # a module has its own streams
             ema=self._ema.get("params"),
         )
         state, metrics = self._compiled(

@@ -99,11 +99,10 @@ def spread(values: Sequence[float]) -> Spread:
 def paired_difference(
     treatment: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95
 ) -> PairedDifference:
-    """Mean of treatment minus baseline with its Student-t interval (unit of the
-    values).
+    """Mean of treatment minus baseline, with its Student-t interval.
 
-    Runs that share seed, split and order share much of their luck, and it cancels in
-    the difference: hence pairs, and not two separate means.
+    In the unit of the values. Runs that share seed, split and order share much of their
+    luck, and it cancels in the difference: hence pairs, and not two separate means.
 
     Formula, with d the n differences and t the quantile of Student's t with n - 1
     degrees of freedom: ``mean(d) +- t[(1 + confidence) / 2] sd(d) / sqrt(n)``.
