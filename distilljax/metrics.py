@@ -21,7 +21,7 @@ from distilljax.typing import Mean
 
 Record = dict[str, Any]
 
-# How many steps the host may be ahead of the devices: each holds a batch in their memory.
+# How many steps the host may be ahead of the devices: each holds a batch there.
 MAX_LEAD = 8
 
 
