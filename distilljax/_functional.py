@@ -77,12 +77,13 @@ def split_module(
 
 
 def module_apply(graphdef: nnx.GraphDef, trainable: Any, forward: Forward) -> Apply:
-    """The pure function of an NNX module: parameters in, outputs and new state out."""
+    """The pure function of an NNX module in training: outputs, and new state."""
 
     def apply(params: PyTree, rest: PyTree, batch: Batch, rng: jax.Array):
         del rng  # a module carries its own random streams, in `rest`
         # copy=True: else a Variable of an outer trace would be mutated in this one.
         model = nnx.merge(graphdef, params, rest, copy=True)
+        model.train()  # while it is traced: the user's module keeps its mode
         outputs = forward(model, batch)
         nnx.pop(model, nnx.Intermediate)  # what was sown is not state
         return outputs, _pure_like(nnx.split(model, trainable, ...)[2], rest)

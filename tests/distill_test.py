@@ -314,6 +314,21 @@ def test_batch_statistics_and_dropout_of_the_student_move_on(teacher):
     assert_close(state.rest["norm"]["mean"], 0.01 * mean, rtol=1e-4, atol=1e-6)
 
 
+def test_a_module_in_inference_mode_is_trained_in_training_mode(teacher):
+    def one_step(mode):
+        student = Net(6, nnx.Rngs(0), norm=True, dropout=0.5)
+        getattr(student, mode)()
+        optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
+        metrics = make_distill_step(BOTH, teacher)(student, optimizer, make_batch())
+        assert student.dropout.deterministic is (mode == "eval")  # as it was
+        return float(metrics["loss"].value), student.norm.mean[...]
+
+    (loss, mean), (other_loss, other_mean) = one_step("train"), one_step("eval")
+    assert loss == other_loss
+    np.testing.assert_array_equal(mean, other_mean)
+    assert mean.any()
+
+
 def test_only_what_is_trainable_moves(teacher):
     student = Net(6, nnx.Rngs(0), norm=True)
     head = nnx.All(nnx.Param, nnx.PathContains("head"))

@@ -27,7 +27,7 @@ def config(seed: int = 0) -> Config:
         expected="no claim: this is the control",
         objective=objectives.LogitKD(temperature=4.0, ce_weight=0.1),
         data=data.Tfds("digits", "train"),
-        loader=data.Loader(batch_size=100, scale=16.0),
+        loader=data.Loader(batch_size=128, scale=16.0),
     )
 
 

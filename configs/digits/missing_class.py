@@ -29,7 +29,7 @@ def config(seed: int = 0) -> Config:
         expected="recall of 3s above 0.8, against 0 (a plain prototype: 0.88)",
         objective=objectives.LogitKD(temperature=8.0),
         data=data.WithoutClasses(data.Tfds("digits", "train"), (MISSING,)),
-        loader=data.Loader(batch_size=100, scale=16.0),
+        loader=data.Loader(batch_size=128, scale=16.0),
         focus_classes=(MISSING,),
     )
 
