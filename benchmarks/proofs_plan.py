@@ -128,7 +128,7 @@ def soft_targets(dataset: str) -> Proof:
                 source=source,
             ),
             Claim(
-                "For a wide student, temperature 20 alone and 4 with labels differ in errors",
+                "A wide student: temperatures 20 (alone) and 4 (with labels) differ",
                 "soft_t20",
                 "kd_t4",
                 0,
