@@ -31,7 +31,8 @@ process that failed first.
 
 example
   scripts/gpu.sh --hosts node1,node2 \
-      -- train configs/digits/few_labels.py --workdir /shared/run --sharding.mesh=data=16
+      -- train configs/digits/all_data.py --workdir /shared/all_data \
+      --teacher.workdir=/shared/teacher --mesh=data=16
 EOF
 }
 

@@ -24,35 +24,46 @@ options
                      `gcloud compute tpus tpu-vm versions list --zone ZONE`
   --project PROJECT  project (default: the one gcloud is set to)
   --spot             create a spot slice: cheaper, and may be preempted at any time
-  --workdir DIR      working directory of the run: gs://BUCKET/PATH, or a path relative
-                     to the checkout on the worker and here alike
-  --retries N        times to start again after a preemption (default 3)
+  --workdir DIR      working directory of the run. Relative: in the checkout, on the
+                     worker and here alike, and copied from there to here. Absolute:
+                     on storage that is mounted on the workers, where it stays
+  --prepare COMMAND  shell command that setup runs in the checkout on every worker, to
+                     mount that storage; must be harmless when it runs again
+  --retries N        times to start again after a preemption or a stop (default 3)
   --wait-secs N      pause before starting again, and before asking for the state of a
-                     slice on which a command was killed or cut off (default 30)
+                     slice on which a run was stopped, killed or cut off (default 30)
   --delete           let `all` delete the slice at its end, also when the run failed,
                      but never before the working directory was copied
   --dry-run          print the commands, and execute nothing
   --help             print this
 
-Preemption: when a step fails and the slice is no longer READY, it is deleted, created
-and set up again, and the same command runs again. Training goes on from its working
-directory, so that has to outlive the slice: give a bucket (gs://...). A slice of
-several hosts always needs one, since each host writes its own part of a checkpoint.
-With a local path, what `copy` brought back before is sent to the new slice first, and
-the run goes on from there.
+Preemption: when the slice is no longer READY, it is deleted, created and set up again,
+and the same command runs again; so it does when the run was told to stop, saved, and
+the slice is still there. Training goes on from its working directory, so that has to
+outlive the slice. An absolute path on shared storage (Filestore or other NFS, or a
+bucket mounted with gcsfuse) does, and a slice of several hosts always needs one, since
+each host writes its own part of a checkpoint. A relative path is for a slice of one
+host: what can still be reached is copied here before the slice is deleted, and sent to
+the new one. What was not copied in time is lost.
 
 Only slices that this script created are deleted: they carry the label
 distilljax=launcher, and one of the same name without it is left alone.
 
-Exit code: 0 when everything went well, 2 for a wrong call, otherwise that of the
-command that failed.
+Exit code: 0 when everything went well, 2 for a wrong call, 75 when the run was stopped
+before its end and may be run again, otherwise that of the command that failed.
 
 example
   scripts/tpu_vm.sh --name distil --zone us-central2-b --type v4-32 --version VERSION \
-      --spot --delete --workdir gs://my-bucket/digits \
-      -- train configs/digits/few_labels.py --sharding.mesh="data=16"
+      --spot --delete --workdir /mnt/runs/all_data --prepare 'sudo mkdir -p /mnt/runs
+          mountpoint -q /mnt/runs || sudo mount 10.0.0.2:/share /mnt/runs' \
+      -- train configs/digits/all_data.py --teacher.workdir=/mnt/runs/teacher \
+      --mesh="data=16"
 EOF
 }
+
+# What `distilljax train` prints when it was told to stop: it has saved then, and ends
+# with exit code 0 like a run that is finished. Here that becomes a code of its own.
+readonly STOPPED='stopped (and saved at step|after) [0-9]+ of [0-9]+' STOPPED_CODE=75
 
 say() { printf 'tpu_vm.sh: %s\n' "$*" >&2; }
 
@@ -63,8 +74,8 @@ wrong_call() {
 }
 
 parse() {
-    command=all name='' zone='' type='' version='' project='' spot='' workdir=''
-    retries=3 wait_secs=30 delete='' dry_run='' arguments=()
+    command=all name='' zone='' type='' version='' project='' workdir='' prepare=''
+    spot='' retries=3 wait_secs=30 delete='' dry_run='' arguments=()
     case ${1-} in
         create | setup | run | copy | delete | all)
             command=$1
@@ -76,7 +87,7 @@ parse() {
             set -- "${1%%=*}" "${1#*=}" "${@:2}"
         fi
         case $1 in
-            --name | --zone | --type | --version | --project | --workdir)
+            --name | --zone | --type | --version | --project | --workdir | --prepare)
                 (($# > 1)) && [[ -n $2 ]] || wrong_call "$1 needs a value"
                 printf -v "${1#--}" '%s' "$2"
                 shift 2
@@ -118,10 +129,12 @@ check() {
     fi
     if [[ $command == all || $command == run || $command == copy ]]; then
         [[ -n $workdir ]] || wrong_call "$command needs --workdir"
-        # The path is read by two shells and by scp, each with its own rules of quoting.
-        [[ $workdir =~ ^[A-Za-z0-9._/:-]+$ && $workdir != -* ]] || wrong_call \
-            "--workdir must hold only letters, digits and . _ / : -, got '$workdir'"
+        [[ $workdir != *://* ]] || wrong_call "--workdir must be a path, got '$workdir':\
+ mount the bucket on the workers (--prepare), and give the path where it is mounted"
         workdir=${workdir%/}
+        # The path is read by two shells and by scp, each with its own rules of quoting.
+        [[ $workdir =~ ^[A-Za-z0-9._/-]*[A-Za-z0-9_-]$ && $workdir != -* ]] || wrong_call \
+            "--workdir must hold only letters, digits and . _ / -, got '$workdir'"
     fi
     if [[ $command == all || $command == run ]]; then
         ((${#arguments[@]})) || wrong_call "$command needs a distilljax command after --"
@@ -150,17 +163,18 @@ tpu_vm() {
 
 on_all_workers() { tpu_vm ssh "$name" --worker=all --command="$1"; }
 
-# Sets `state` to READY, PREEMPTED, ... or ABSENT, and `owner` to the value of our label.
+# Sets `state` to READY, PREEMPTED, ... or ABSENT, `owner` to the value of our label, and
+# `hosts` to their number.
 # A failure that is not "no such slice" (no network, no rights) says nothing of the
 # state, and must not be taken for a preemption.
 describe() {
-    state=ABSENT owner=''
+    state=ABSENT owner='' hosts=0
     [[ -z $dry_run ]] || return 0
     local answer rc=0
-    answer=$(tpu_vm describe "$name" --format='value(state,labels.distilljax)' \
-        2>"$scratch/error") || rc=$?
+    answer=$(tpu_vm describe "$name" 2>"$scratch/error" \
+        --format='value(state,networkEndpoints.len(),labels.distilljax)') || rc=$?
     if ((rc == 0)); then
-        read -r state owner <<<"$answer"
+        read -r state hosts owner <<<"$answer"
     elif ! grep -qE 'NOT_FOUND|not found' "$scratch/error"; then
         say "the state of $name is unknown: $(cat "$scratch/error")"
         state=UNKNOWN
@@ -189,7 +203,7 @@ create() {
     fi
     tpu_vm create "$name" --accelerator-type="$type" --version="$version" \
         --labels=distilljax=launcher ${spot:+--spot} \
-        && state=READY
+        && state=READY empty=yes
 }
 
 remove() {
@@ -221,61 +235,112 @@ setup() {
     pack \
         && tpu_vm scp "$archive" "$name:distilljax.tar.gz" --worker=all \
         && on_all_workers "mkdir -p distilljax && tar -xzf distilljax.tar.gz -C distilljax \
-&& bash distilljax/scripts/setup_vm.sh tpu"
+&& bash distilljax/scripts/setup_vm.sh tpu" \
+        && if [[ -n $prepare ]]; then on_all_workers "cd distilljax || exit; $prepare"; fi
 }
 
-in_bucket() { [[ $workdir == gs://* ]]; }
+on_mount() { [[ $workdir == /* ]]; }
 
-# The working directory on a worker, where scp starts in the home directory.
-remote_workdir() {
-    if [[ $workdir == /* ]]; then echo "$workdir"; else echo "distilljax/$workdir"; fi
+# A run whose checkpoints would be lost, or torn between hosts, does not start.
+check_storage() {
+    if on_mount; then
+        on_all_workers "mkdir -p $workdir || exit 2; \
+if [ \"\$(stat -c %d $workdir)\" = \"\$(stat -c %d /)\" ]; then \
+echo '$workdir is on the boot disk and would be lost with the slice:' \
+'mount shared storage there (--prepare), or give a relative path' >&2; exit 2; fi"
+        return
+    fi
+    describe || return
+    if ((hosts > 1)); then
+        say "$name has $hosts hosts, and each writes its part of a checkpoint: --workdir" \
+            "must be an absolute path on storage that all of them share, got '$workdir'"
+        return 2
+    fi
 }
 
-send_back_workdir() {
-    in_bucket && return
-    [[ -d $workdir ]] || return 0
-    local parent
-    parent=$(dirname "$(remote_workdir)")
-    on_all_workers "mkdir -p $parent" \
-        && tpu_vm scp "$workdir" "$name:$parent/" --recurse --worker=all
+# Both ways of the copy end in a folder beside the target: one that is cut off must not
+# be taken for the state of a run.
+incoming() { echo "$(dirname "$1")/.incoming-$(basename "$1")"; }
+
+# What is on the worker already is newer than what was copied from it.
+send_back() {
+    ! on_mount && [[ -d $workdir ]] || return 0
+    local there=distilljax/$workdir beside rc=0 present=73
+    beside=$(incoming "$there")
+    on_all_workers "if [ -e $there ]; then exit $present; fi; \
+rm -rf $beside && mkdir -p $beside" || rc=$?
+    ((rc != present)) || return 0
+    ((rc == 0)) || return "$rc"
+    tpu_vm scp "$workdir" "$name:$beside/" --recurse --worker=0 \
+        && on_all_workers "mv $beside/$(basename "$workdir") $there && rmdir $beside"
 }
 
 run() {
-    local quoted
+    local quoted words
     quoted=$(printf '%q ' "${arguments[@]}" --workdir "$workdir" --multihost)
-    send_back_workdir \
-        && on_all_workers "cd distilljax && exec .venv/bin/distilljax ${quoted% }"
+    words="cd distilljax && exec .venv/bin/distilljax ${quoted% }"
+    check_storage && send_back || return
+    empty=''
+    if [[ -n $dry_run ]]; then
+        on_all_workers "$words"
+        return
+    fi
+    on_all_workers "$words" | tee "$scratch/output" || return
+    if grep -qE "$STOPPED" "$scratch/output"; then
+        say "the run was told to stop before its end, and saved"
+        return "$STOPPED_CODE"
+    fi
 }
 
 copy() {
-    if in_bucket; then
-        say "the working directory stays in its bucket: $workdir"
+    if on_mount; then
+        say "the working directory stays on its storage: $workdir"
         return
     fi
-    local parent
-    parent=$(dirname "$workdir")
-    execute mkdir -p "$parent" \
-        && tpu_vm scp "$name:$(remote_workdir)" "$parent/" --recurse --worker=0
+    local beside rc=0
+    beside=$(incoming "$workdir")
+    execute rm -rf "$beside" \
+        && execute mkdir -p "$beside" \
+        && tpu_vm scp "$name:distilljax/$workdir" "$beside/" --recurse --worker=0 \
+        && execute mkdir -p "$workdir" \
+        && execute cp -R "$beside/$(basename "$workdir")/." "$workdir" || rc=$?
+    execute rm -rf "$beside"
+    return "$rc"
+}
+
+# A relative working directory goes with its slice, unless it is brought home in time.
+rescue() {
+    [[ -z $empty ]] && ! on_mount || return 0
+    say "copying what $name still has"
+    copy || say "nothing could be copied: the run goes on from what was copied before"
 }
 
 attempt() { create && created=yes && setup && run; }
 
 # `if cmd; then ...; fi; rc=$?` always reads 0: the code is caught where it arises.
 attempt_and_retry() {
-    local rc left=$retries
+    local rc unknown left=$retries
     while true; do
-        rc=0
+        rc=0 unknown=0
         attempt || rc=$?
-        ((rc)) || return 0
         # What could not be created even once is no preemption.
-        [[ -n $created ]] || return "$rc"
-        # Killed, or cut off (255 is ssh's own code): the state may lag behind.
-        ((rc < 128)) || sleep "$wait_secs"
-        describe || return "$rc"
-        if [[ $state == READY ]]; then
+        [[ -n $created && -z $dry_run ]] || return "$rc"
+        # Told to stop: the slice may be about to go.
+        ((rc != STOPPED_CODE)) || rescue
+        # Stopped, killed, or cut off (255 is ssh's own code): the state may lag behind.
+        ((rc < 128 && rc != STOPPED_CODE)) || sleep "$wait_secs"
+        describe || unknown=$?
+        ((unknown == 0)) || return "$((rc ? rc : unknown))"
+        if [[ $state == READY ]] && ((rc == 0)); then
+            return 0
+        fi
+        if [[ $state == READY ]] && ((rc != STOPPED_CODE)); then
             say "exit code $rc, and $name is READY: not a preemption"
             return "$rc"
         fi
+        # 0 from a slice that is gone: whether the run was finished, it can tell itself.
+        ((rc == STOPPED_CODE)) || rescue
+        ((rc)) || rc=$STOPPED_CODE
         if ((left == 0)); then
             say "$name is $state, and no retries are left"
             return "$rc"
@@ -290,7 +355,7 @@ all() {
     local rc=0 end=0
     attempt_and_retry || rc=$?
     [[ -z $foreign ]] || return "$rc"
-    if [[ $state == READY || -n $dry_run ]]; then
+    if [[ -n $dry_run || ($state == READY && -z $empty) ]]; then
         copy || end=$?
     elif [[ $state == UNKNOWN ]]; then
         end=$rc # the slice may hold what was not copied
@@ -309,7 +374,7 @@ main() {
     parse "$@"
     check
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
-    state=ABSENT owner='' foreign='' created='' archive=distilljax.tar.gz
+    state=ABSENT owner='' hosts=0 foreign='' created='' empty='' archive=distilljax.tar.gz
     trap 'say "stopped: $name may still run, and be billed"; exit 130' INT
     if [[ -z $dry_run ]]; then
         scratch=$(mktemp -d)

@@ -18,6 +18,7 @@ class Stage:
 
     def __init__(self, root: Path):
         self.root = root
+        self.repository = REPOSITORY
         self.bin = root / "bin"
         self.home = root / "home"
         self.log = root / "calls.jsonl"
@@ -46,7 +47,7 @@ class Stage:
         clean |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home)}
         clean |= env
         return subprocess.run(
-            [REPOSITORY / "scripts" / script, *arguments],
+            [self.repository / "scripts" / script, *arguments],
             capture_output=True,
             text=True,
             env=clean,
