@@ -41,7 +41,8 @@ class Term:
     Attributes:
       values: One value per position, float32, any shape; or a `Mean`, where a loss has
         already summed and counted (`where` is None then).
-      where: Which positions count: boolean, of the shape of `values`; None is all.
+      where: Which positions count: boolean, of the shape of `values`; None is all. Any
+        number but 0 counts as True: a mask is no weight.
       weight: Factor of this term in the loss, a scalar; may be traced.
 
     Example:
@@ -66,7 +67,7 @@ class Term:
         total = losses.masked_sum(self.values, self.where)
         if self.where is None:
             return Mean(total, jnp.asarray(self.values.size, jnp.float32))
-        return Mean(total, jnp.sum(self.where, dtype=jnp.float32))
+        return Mean(total, jnp.sum(self.where != 0, dtype=jnp.float32))
 
 
 def reduce_terms(

@@ -147,6 +147,11 @@ def test_a_batch_in_which_nothing_counts_changes_nothing(teacher):
     assert_close(state.params, nnx.to_pure_dict(nnx.state(student)), rtol=0)
 
 
+def test_a_mask_is_no_weight():
+    values = jnp.array([1.0, 2.0, 6.0])
+    assert Term(values, jnp.array([0.5, 0.0, 2.0])).mean() == Mean(7.0, 2.0)
+
+
 def test_the_mean_of_a_term_may_be_made_by_the_loss():
     values = jnp.array([1.0, 2.0, 6.0])
     assert Term(Mean(3.0, 2.0)).mean() == Mean(3.0, 2.0)
