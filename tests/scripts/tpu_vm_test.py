@@ -457,6 +457,7 @@ def test_what_a_worker_has_is_newer_than_what_is_here(cloud):
 
     assert done.returncode == 0, done.stderr
     assert parts(there) == ["new", "finished"]
+    assert [path.name for path in there.iterdir()] == ["parts"]
 
 
 def test_a_slice_that_cannot_be_asked_for_its_directory_does_not_run(cloud):
