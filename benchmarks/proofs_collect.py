@@ -10,6 +10,7 @@ Fewer than three pairs allow no verdict.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def _claim(
         "difference": asdict(difference),
         # The seeds of a split share its images and its teacher.
         "split_differences": [float(np.mean(d)) for _, d in sorted(splits.items())],
-        "mcnemar": _mcnemar(pairs, claim.measure == "focus_recall"),
+        "mcnemar": _mcnemar(pairs, COUNTED[claim.measure]),
         "verdict": verdict(difference, claim.expected),
     }
 
@@ -218,14 +219,24 @@ def _against(
     return found | {"gap_closed": gap}
 
 
-def _mcnemar(pairs: list[tuple[Student, Student]], focus: bool) -> dict[str, Any]:
+def _mcnemar(
+    pairs: list[tuple[Student, Student]], counted: Callable[[Student], np.ndarray]
+) -> dict[str, Any]:
     """Test predictions of all pairs that exactly one of the two has right."""
     gained = lost = 0
     for ours, theirs in pairs:
-        counted = ours.focus if focus else np.ones_like(ours.right)
-        gained += int((ours.right & ~theirs.right & counted).sum())
-        lost += int((~ours.right & theirs.right & counted).sum())
+        where = counted(ours)
+        gained += int((ours.right & ~theirs.right & where).sum())
+        lost += int((~ours.right & theirs.right & where).sum())
     return {"gained": gained, "lost": lost, "p_value": mcnemar(gained, lost)}
+
+
+# Which test examples a measure is about.
+COUNTED: dict[str, Callable[[Student], np.ndarray]] = {
+    "errors": lambda student: np.ones_like(student.focus),
+    "focus_recall": lambda student: student.focus,
+    "errors_other_classes": lambda student: ~student.focus,
+}
 
 
 def verdict(difference: PairedDifference, expected: int) -> str:

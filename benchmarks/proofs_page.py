@@ -97,6 +97,13 @@ def unhelpful(results: Results, _: str) -> str:
                     f"- {name}: “{claim['text']}” is **{claim['verdict']}** "
                     f"({_difference(claim)}, {_pairs(claim)} pairs as claimed)."
                 )
+            if claim["expected"] == 0 and claim["verdict"] == "more":
+                lines.append(
+                    f"- {name}: `{claim['arm']}` has more errors than "
+                    f"`{claim['baseline']}`"
+                    f"{OF_WHICH[claim['measure']]} ({_difference(claim)}, "
+                    f"{_pairs(claim)})."
+                )
         for bound in experiment["bounds"]:
             if not bound["met"]:
                 lines.append(
@@ -104,6 +111,9 @@ def unhelpful(results: Results, _: str) -> str:
                     "the config expects."
                 )
     return "\n".join(lines) or "Nothing among the runs that are there."
+
+
+OF_WHICH = {"errors": "", "errors_other_classes": " on the other classes"}
 
 
 def _hurt(claim: dict[str, Any]) -> str:

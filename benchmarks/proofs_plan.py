@@ -31,7 +31,8 @@ class Claim:
     expected: int
     """-1: the arm has less of the measure; +1: more; 0: nothing is expected."""
     measure: str = "errors"
-    """Key of a run in the results: `errors`, or `focus_recall`."""
+    """Key of a run in the results: `errors`, `focus_recall` (of the missing class), or
+    `errors_other_classes`."""
     source: str = ""
 
 
@@ -204,6 +205,13 @@ def _claims_of_the_missing_class(soft: str, hard: str) -> tuple[Claim, ...]:
             soft,
             -1,
             source=source,
+        ),
+        Claim(
+            "Label-free bias calibration changes the errors on the other classes",
+            soft + CALIBRATED,
+            soft,
+            0,
+            "errors_other_classes",
         ),
         Claim(
             "The label-free bias and the oracle's differ in errors",

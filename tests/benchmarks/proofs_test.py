@@ -165,6 +165,23 @@ def test_missing_runs_are_named_and_the_rest_is_compared(soft_targets, tmp_path)
     assert "Not run yet: `distilljax train configs/mnist/full.py`" in filled
 
 
+@pytest.mark.parametrize(
+    ("measure", "gained", "lost"),
+    # Of ten classes, class 3 is 13 and 23 among the gained, 3 among the lost.
+    [("errors", 20, 5), ("focus_recall", 2, 1), ("errors_other_classes", 18, 4)],
+)
+def test_mcnemar_counts_the_examples_that_a_measure_is_about(measure, gained, lost):
+    focus = np.arange(40) % 10 == 3
+    ours, theirs = np.ones(40, bool), np.ones(40, bool)
+    ours[:5] = False
+    theirs[10:30] = False
+    pair = [collecting.Student({}, right, focus) for right in (ours, theirs)]
+
+    found = collecting._mcnemar([tuple(pair)], collecting.COUNTED[measure])
+
+    assert (found["gained"], found["lost"]) == (gained, lost)
+
+
 def test_no_runs_at_all_still_make_a_page(tmp_path):
     found = collecting.collect(plan.PROOFS, tmp_path)
     found["figures"] = dict.fromkeys(figures.draw(found), "")
