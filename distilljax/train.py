@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -346,13 +346,20 @@ def evaluated(state: Any) -> tuple[Any, Any]:
     return (state.params if state.ema is None else state.ema), state.rest
 
 
-def evaluate(config: Config, workdir: str | Path, *, split: str) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    workdir: str | Path,
+    *,
+    split: str,
+    programs: Programs | None = None,
+) -> dict[str, Any]:
     """Measure the selected checkpoint of a run on a split; changes nothing on disk.
 
     Args:
       config: The config of the run; its data may be other data.
       workdir: Its folder.
       split: `validation` or `test`.
+      programs: Compiled programs to share with other calls.
 
     Returns:
       `step`, `split`, `num_examples`, `class_names`, and the measures of `student` and
@@ -370,30 +377,26 @@ def evaluate(config: Config, workdir: str | Path, *, split: str) -> dict[str, An
         )
     mesh = mesh_from_string(config.mesh)
     check_sizes(config, mesh)
-    if not root.is_dir():
-        _no_checkpoint(workdir)
-    checkpoints = Checkpoints(
-        root, select=config.select, mode=config.select_mode, read_only=True
-    )
-    best = checkpoints.best()
+    best = None
+    if root.is_dir():
+        checkpoints = Checkpoints(
+            root, select=config.select, mode=config.select_mode, read_only=True
+        )
+        best = checkpoints.best()
     if best is None:
-        _no_checkpoint(workdir)
-    programs = Programs()
+        fail(
+            "evaluate",
+            "--workdir",
+            "hold a run with a checkpoint",
+            repr(str(workdir)),
+            "Train it first.",
+        )
+    programs = programs or Programs()
     with jax.set_mesh(mesh):
         student = programs.student(config, mesh)
         field = "params" if config.ema_decay is None else "ema"
         like = placed(student.arrays(field), mesh, config.student_rules)
-        found = checkpoints.restore_student(best[0], like)
+        found = Checkpoints(root, read_only=True).restore_student(best[0], like)
         source = programs.source(part, getattr(config.loader, "in_memory", None))
         measured, _ = student.measure(config, found[field], found["rest"], source)
     return {"step": best[0], "split": split, **measured}
-
-
-def _no_checkpoint(workdir: str | Path) -> NoReturn:
-    fail(
-        "evaluate",
-        "--workdir",
-        "hold a run with a checkpoint",
-        repr(str(workdir)),
-        "Train it first.",
-    )

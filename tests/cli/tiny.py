@@ -24,7 +24,7 @@ class Clouds:
         rng = np.random.default_rng(self.seed)
         labels = np.arange(self.num_examples) % 3
         noise = rng.normal(size=(self.num_examples, 8)).astype(np.float32)
-        return data.Arrays(noise + 2 * np.eye(3, 8, dtype=np.float32)[labels], labels, 3)
+        return data.Arrays(noise + 4 * np.eye(3, 8, dtype=np.float32)[labels], labels, 3)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def config(seed: int = 0) -> Config:
         teacher=Untrained(),
         objective=objectives.LogitKD(temperature=2.0, kd_weight=0.1, ce_weight=1.0),
         optimizer=optimizers.AdamW(
-            learning_rate=optimizers.WarmupCosine(peak=1e-2, num_steps=20)
+            learning_rate=optimizers.WarmupCosine(peak=5e-2, num_steps=20)
         ),
         data=Clouds(48),
         validation=Clouds(40, seed=1),
