@@ -88,6 +88,7 @@ endef
 pins := 'import sys; print("py311.txt" if sys.version_info < (3, 12) else "py312.txt")'
 
 PYTHON311 ?= python3.11
+# Name it where it is not on PATH.
 PYTHON312 ?= python3.12
 
 constraints:  ## Pin what the extras bring today, for both Pythons

@@ -27,5 +27,9 @@ def initialize(args: Namespace) -> None:
         return
     import jax
 
-    # what is None is found by JAX itself on TPU, GKE and SLURM
-    jax.distributed.initialize(**given)
+    if None in given.values():
+        # found by JAX itself on TPU, GKE and SLURM
+        jax.distributed.initialize(**given)
+    else:
+        # else SLURM's environment would leave a process one GPU of its node
+        jax.distributed.initialize(**given, cluster_detection_method="deactivate")
