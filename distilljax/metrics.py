@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -152,9 +152,9 @@ class TensorBoardWriter:
 
 
 class ConsoleWriter:
-    """A progress bar on a terminal, plain lines elsewhere."""
+    """A progress bar on a terminal, plain lines on any other text stream."""
 
-    def __init__(self, title: str, num_steps: int, start: int, stream: TextIO):
+    def __init__(self, title: str, num_steps: int, start: int, stream: Any):
         self._title = title
         self._num_steps = num_steps
         self._stream = stream

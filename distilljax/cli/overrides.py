@@ -224,10 +224,10 @@ def _unknown(
     group, dot, last = key.rpartition(".")
     siblings = [k for k in known if k.startswith(group + dot)]
     # the shared beginning would make everything in the group look alike
-    near = difflib.get_close_matches(last, [k[len(group + dot) :] for k in siblings])
-    near = [group + dot + k for k in near]
+    names = {k[len(group + dot) :]: k for k in siblings}
+    names |= {} if dot else {flag.lstrip("-"): flag.lstrip("-") for flag in flags}
+    near = [names[name] for name in difflib.get_close_matches(last, names)]
     near += [k for k in known if k.rpartition(".")[2] == last]
-    near += difflib.get_close_matches(key, [flag.lstrip("-") for flag in flags])
     if inside:
         hint = f"It is a part of the config; set its fields: --{', --'.join(inside)}."
     elif near:

@@ -24,7 +24,9 @@ class Clouds:
         rng = np.random.default_rng(self.seed)
         labels = np.arange(self.num_examples) % 3
         noise = rng.normal(size=(self.num_examples, 8)).astype(np.float32)
-        return data.Arrays(noise + 4 * np.eye(3, 8, dtype=np.float32)[labels], labels, 3)
+        return data.Arrays(
+            noise + 4 * np.eye(3, 8, dtype=np.float32)[labels], labels, 3
+        )
 
 
 @dataclass(frozen=True)
