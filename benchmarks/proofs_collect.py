@@ -17,7 +17,16 @@ from typing import Any
 
 import numpy as np
 from proofs_calibration import Calibrated, calibrate
-from proofs_plan import ANCHORS, CALIBRATED, ORACLE, Bound, Claim, Proof
+from proofs_plan import (
+    ANCHORS,
+    CALIBRATED,
+    MIN_PAIRS,
+    ORACLE,
+    SIGNIFICANT,
+    Bound,
+    Claim,
+    Proof,
+)
 
 from distilljax.evaluation import mcnemar, paired_difference, spread
 from distilljax.evaluation.runs import Run, read_run
@@ -25,8 +34,6 @@ from distilljax.evaluation.statistics import PairedDifference
 from distilljax.workdir import read_json
 
 FORMAT = 1
-MIN_PAIRS = 3
-SIGNIFICANT = 0.01
 
 
 @dataclass(frozen=True)

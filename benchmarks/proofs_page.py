@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from proofs_plan import ORACLE, REPOSITORY
+from proofs_plan import ORACLE, REPOSITORY, SIGNIFICANT
 
 from distilljax.evaluation.formatting import MISSING, fixed, p_value
 
@@ -52,7 +52,7 @@ def summary(results: Results, _: str) -> str:
                     f"{claim['text']} ({name})",
                     " to ".join(means),
                     _pairs(claim),
-                    f"**{claim['verdict']}**",
+                    f"**{claim['verdict']}**{_by_signs(claim)}",
                 ]
             )
     missing = _missing(results)
@@ -118,7 +118,7 @@ OF_WHICH = {"errors": "", "errors_other_classes": " on the other classes"}
 
 def _hurt(claim: dict[str, Any]) -> str:
     if claim["verdict"] == "contradicted":
-        return "The teacher **hurt**."
+        return f"The teacher **hurt**{_by_signs(claim)}."
     return "No help was shown."
 
 
@@ -209,11 +209,19 @@ def _claims(claims: list[dict[str, Any]]) -> str:
                 _pairs(claim),
                 p_value(d["t_p_value"]),
                 p_value(claim["mcnemar"]["p_value"]),
-                claim["verdict"],
+                claim["verdict"] + _by_signs(claim),
             ]
         )
     head = ["claim", "difference [95 %]", "by split", "pairs as claimed"]
     return table([*head, "paired t, p", "McNemar, p", "verdict"], rows)
+
+
+def _by_signs(claim: dict[str, Any]) -> str:
+    """Says so where the t test alone would not have been enough."""
+    p = claim["difference"]["t_p_value"]
+    strong = p is not None and p < SIGNIFICANT
+    decided = claim["verdict"] not in ("too few pairs", "not separated")
+    return " (by signs alone)" if decided and not strong else ""
 
 
 def _value(claim: dict[str, Any], value: float, *, sign: bool = False) -> str:

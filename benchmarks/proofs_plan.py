@@ -13,6 +13,9 @@ from distilljax.config import load_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+MIN_PAIRS = 3
+SIGNIFICANT = 0.01
+
 HINTON = "Hinton, Vinyals and Dean 2015, section 3"
 BEYER = "Beyer et al. 2022, figure 3, on other data"
 
@@ -265,7 +268,10 @@ def patient_teacher() -> Proof:
         ("independent", "hard_labels", "Independent views beat labels"),
         ("hard_labels", "no_augmentation", "Labels with shifts beat no augmentation"),
     )
-    claims = [Claim(text, arm, base, -1, source=BEYER) for arm, base, text in order]
+    claims = [
+        Claim(text, arm, base, -1, source="" if "hard_labels" in (arm, base) else BEYER)
+        for arm, base, text in order
+    ]
     claims += [
         Claim(
             "Consistent views: ten times the updates make fewer errors",
@@ -282,7 +288,8 @@ def patient_teacher() -> Proof:
             source=BEYER,
         ),
     ]
-    taught = ("no_augmentation", "fixed_target", "independent", "consistent")
+    # Without no_augmentation: the labels have shifts, so more than the teacher differs.
+    taught = ("fixed_target", "independent", "consistent")
     return Proof(
         "mnist/patient_teacher",
         "0..2",

@@ -230,7 +230,15 @@ def test_the_plan_is_that_of_the_configs(proof):
             assert config.teacher.workdir.endswith(f"/seed_{proof.split(seed)}")
         taught = arm in (proof.hard_labels or {})
         is_hard = type(config.objective).__name__ == "CrossEntropy"
-        assert is_hard != taught
+        assert not (is_hard and taught)
+        if taught:
+            hard = experiment.arms(seed)[proof.hard_labels[arm]]
+            same = ("student", "data", "loader", "steps", "optimizer", "seed")
+            for field in same:
+                ours, theirs = getattr(config, field), getattr(hard, field)
+                if field == "loader":  # what the teacher sees is what is compared
+                    ours = dataclasses.replace(ours, teacher_view="same")
+                assert ours == theirs, f"{arm} and its labels differ in {field}"
 
 
 def test_commands_are_run_in_order_where_the_configs_find_runs_and_assets(
