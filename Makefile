@@ -47,6 +47,7 @@ format: $(VENV)/.test-installed  ## Rewrite the sources in the project's style
 	$(BIN)/ruff format .
 
 proofs: $(VENV)/.demo-installed  ## Rerun the published experiments (hours, and 217 MB of data)
+	scripts/fetch_assets.sh assets
 	$(BIN)/python benchmarks/proofs.py
 
 bench: $(VENV)/.demo-installed  ## Time the step against a hand-written one

@@ -108,15 +108,22 @@ def pytree_apply(forward: Forward) -> Apply:
 
 
 def freeze(
-    teacher: nnx.Module | PyTree, forward: Forward | None
+    teacher: nnx.Module | PyTree, forward: Forward | None, dtype: Any | None = None
 ) -> tuple[Callable[[PyTree, Batch], Any], PyTree]:
-    """A teacher as ``apply(state, batch) -> outputs``, in inference mode; its state."""
+    """A teacher as ``apply(state, batch) -> outputs``, in inference mode; its state.
+
+    With a `dtype`, its parameters are cast to it where it is applied; the statistics of
+    a module stay as they are.
+    """
     if isinstance(teacher, nnx.Module):
         graphdef, state, _ = split_module(teacher, ..., training=False)
         forward = forward or default_teacher_forward
 
         def apply(state: PyTree, batch: Batch) -> Any:
-            return forward(nnx.merge(graphdef, state, copy=True), batch)
+            model = nnx.merge(graphdef, state, copy=True)
+            if dtype is not None:
+                nnx.update(model, cast_floating(nnx.state(model, nnx.Param), dtype))
+            return forward(model, batch)
 
         return apply, state
     if forward is None:
@@ -125,7 +132,7 @@ def freeze(
             f"is given, got {type(teacher).__name__}. Pass "
             "teacher_forward=lambda params, batch: ..."
         )
-    return forward, teacher
+    return lambda state, batch: forward(cast_floating(state, dtype), batch), teacher
 
 
 def split_batch(batch: Batch, num_parts: int) -> PyTree:
@@ -136,6 +143,12 @@ def split_batch(batch: Batch, num_parts: int) -> PyTree:
     """
 
     def split(x: jax.Array) -> jax.Array:
+        if jnp.ndim(x) == 0:
+            raise ValueError(
+                "DistillStep: every array of the batch must have a batch axis where "
+                f"accumulate={num_parts}, got a scalar, {x}. Repeat it for each "
+                "example, or give it to the objective otherwise."
+            )
         if x.shape[0] % num_parts:
             raise ValueError(
                 f"DistillStep: batch must be divisible by accumulate={num_parts}, got "

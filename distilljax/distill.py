@@ -12,7 +12,7 @@ once, and updates the student. Where the teacher's outputs come from, it does no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -32,46 +32,23 @@ from distilljax._functional import (
     freeze,
     module_apply,
     pytree_apply,
-    refuse_shared_arrays,
     shard_as_batch,
     split_batch,
     split_module,
 )
+from distilljax._in_place import InPlaceStep
+from distilljax.state import DistillState
 from distilljax.terms import (
     Outputs,
     Term,
     as_outputs,
     diagnostics,
     reduce_terms,
+    refuse_reserved_names,
 )
 from distilljax.typing import Mean
 
 Objective = Callable[[Outputs, Outputs | None, Batch], Mapping[str, Term]]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DistillState:
-    """All that training changes, as pytrees of arrays: save this, resume exactly.
-
-    Attributes:
-      params: What is trained.
-      rest: The student's other arrays: frozen parameters, batch statistics, random
-        streams.
-      opt_state: State of the optimizer.
-      step: Number of updates made, int32 scalar.
-      rng: Key data, uint32, of the random stream of pytree models (an NNX module has
-        its own).
-      ema: Exponential moving average of `params`, or None.
-    """
-
-    # Any: in a pytree of shapes or shardings, these are not arrays
-    params: PyTree
-    rest: PyTree
-    opt_state: PyTree
-    step: Any
-    rng: Any
-    ema: PyTree = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +72,6 @@ class DistillStep:
     ema_decay: float | None
     state_shardings: PyTree
     batch_axes: Any
-    # The moving average of a student that is updated in place; see `ema`.
-    _ema: dict[str, PyTree] = field(default_factory=dict, repr=False)
 
     def _loss(
         self,
@@ -117,13 +92,14 @@ class DistillStep:
         student = as_outputs(outputs)
         teacher = batch.get("teacher")
         if self.teacher_apply is not None:
-            teacher_params = cast_floating(teacher_state, self.compute_dtype)
-            teacher = as_outputs(self.teacher_apply(teacher_params, seen))
+            teacher = as_outputs(self.teacher_apply(teacher_state, seen))
         teacher = jax.lax.stop_gradient(shard_as_batch(teacher, self.batch_axes))
         terms = self.objective(student, teacher, {**batch, "step": step})
         loss, metrics = reduce_terms(terms, counts)
         counts = {name: mean.count for name, mean in metrics.items()}
-        metrics |= jax.lax.stop_gradient(diagnostics(student, teacher, batch))
+        always = jax.lax.stop_gradient(diagnostics(student, teacher, batch))
+        refuse_reserved_names(metrics, always)
+        metrics |= always
         return loss, (rest, metrics, counts)
 
     def _gradients(
@@ -208,6 +184,7 @@ class DistillStep:
           rng: Key of the random stream of a pytree model; key(0) if None.
         """
         if isinstance(student, nnx.Module):
+            self._require(self.student, "student")
             _, params, rest = split_module(student, self.trainable, training=True)
         else:
             params = student
@@ -242,51 +219,30 @@ class DistillStep:
             update, donate_argnums=0, out_shardings=(self.state_shardings, None)
         )
 
-    @cached_property
-    def _compiled(self) -> Callable[..., tuple[DistillState, dict[str, Mean]]]:
-        def update(graphdef, tx, trainable, state, teacher_state, batch):
-            apply = module_apply(graphdef, trainable, self.student_forward)
-            return self._update(apply, tx, state, teacher_state, batch)
-
-        return jax.jit(update, static_argnums=(0, 1, 2), donate_argnums=3)
-
     def __call__(
         self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
     ) -> dict[str, Mean]:
         """Update the student and the optimizer in place; return the metrics."""
-        if optimizer.wrt != self.trainable:
-            raise ValueError(
-                "DistillStep: optimizer.wrt must be the step's trainable filter, "
-                f"{self.trainable}, got {optimizer.wrt}. Pass trainable= to "
-                "make_distill_step, or wrt= to nnx.Optimizer."
-            )
-        graphdef, params, rest = nnx.split(student, self.trainable, ...)
-        params, rest = nnx.as_pure(params), nnx.as_pure(rest)
-        refuse_shared_arrays((params, rest), self.teacher_state)
-        if self.ema_decay is not None and "params" not in self._ema:
-            self._ema["params"] = jax.tree.map(jnp.copy, params)
-        state = DistillState(
-            params=params,
-            rest=rest,
-            opt_state=nnx.as_pure(optimizer.opt_state),
-            step=optimizer.step[...],
-            rng=None,  # a module has its own streams
-            ema=self._ema.get("params"),
+        return self._in_place(student, optimizer, batch)
+
+    @cached_property
+    def _in_place(self) -> InPlaceStep:
+        return InPlaceStep(
+            self._update,
+            self.student_forward,
+            self.trainable,
+            self.teacher_state,
+            keeps_ema=self.ema_decay is not None,
         )
-        state, metrics = self._compiled(
-            graphdef, optimizer.tx, self.trainable, state, self.teacher_state, batch
-        )
-        nnx.update(student, state.params, state.rest)
-        nnx.update(optimizer.opt_state, nnx.state(state.opt_state))
-        optimizer.step.set_value(state.step)
-        if self.ema_decay is not None:
-            self._ema["params"] = state.ema
-        return metrics
 
     @property
     def ema(self) -> PyTree:
-        """The moving average of a student that is updated in place; None before."""
-        return self._ema.get("params")
+        """The moving average of the student that is updated in place; None before."""
+        return self._in_place.ema
+
+    def load_ema(self, ema: PyTree) -> None:
+        """Go on from a saved `ema`, for a student that is updated in place."""
+        self._in_place.ema = jax.tree.map(jnp.copy, ema)
 
     def _require(self, value: Any, name: str) -> Any:
         if value is None:
@@ -372,7 +328,9 @@ def make_distill_step(
             f"make_distill_step: ema_decay must lie in [0, 1), got {ema_decay}. "
             "Use 0.999 or so, or None for no average."
         )
-    apply, state = (None, None) if teacher is None else freeze(teacher, teacher_forward)
+    apply, state = None, None
+    if teacher is not None:
+        apply, state = freeze(teacher, teacher_forward, compute_dtype)
     return DistillStep(
         objective=objective,
         student_forward=student_forward or default_forward,

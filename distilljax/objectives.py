@@ -39,8 +39,8 @@ def _logits(function: str, outputs: Outputs | None, whose: str) -> Array:
             whose,
             "have logits",
             "none",
-            "Give make_distill_step a teacher whose forward returns logits, or put "
-            "Outputs under batch['teacher'].",
+            "Give the step (teacher= of make_distill_step or of the config) a model "
+            "whose forward returns logits, or put Outputs under batch['teacher'].",
         )
     return outputs.logits
 

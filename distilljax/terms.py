@@ -71,14 +71,14 @@ class Term:
 
 
 def reduce_terms(
-    terms: Mapping[str, Term], counts: Mapping[str, Float[Array, ""]] | None = None
+    terms: Any, counts: Mapping[str, Float[Array, ""]] | None = None
 ) -> tuple[Float[Array, ""], dict[str, Mean]]:
     """Add up the terms of an objective, each a mean over its own valid positions.
 
     loss = sum over terms of weight * (sum of the values that count) / count
 
     Args:
-      terms: The terms by name.
+      terms: The terms by name, a mapping from text to `Term`.
       counts: Denominators by name, where they are not those of `terms` themselves
         (a microbatch is divided by the count of the whole batch).
 
@@ -92,6 +92,14 @@ def reduce_terms(
       >>> float(loss), float(metrics["ce"].value)     # 2 * 2 + 5
       (9.0, 5.0)
     """
+    if not isinstance(terms, Mapping) or not all(
+        isinstance(term, Term) for term in terms.values()
+    ):
+        raise TypeError(
+            "reduce_terms: terms must map names to Term, got "
+            f"{jax.tree.map(lambda x: type(x).__name__, terms)}. Return "
+            "{'name': Term(values, where, weight)} from the objective."
+        )
     if not terms:
         raise ValueError(
             "reduce_terms: terms must have at least one term, got none. Return "
@@ -105,6 +113,17 @@ def reduce_terms(
         loss += term.weight * Mean(mean.sum, jax.lax.stop_gradient(count)).value
         metrics[name] = jax.lax.stop_gradient(mean)
     return loss, metrics
+
+
+def refuse_reserved_names(terms: Mapping[str, Any], always: Mapping[str, Any]) -> None:
+    """Raise if a term has the name of a metric that is always logged."""
+    taken = sorted(terms.keys() & {*always, "loss", "grad_norm"})
+    if taken:
+        raise ValueError(
+            "DistillStep: the names of terms must differ from those of the metrics "
+            f"that are always logged, got {taken}. Name the term after its loss, such "
+            "as 'reverse_kl'."
+        )
 
 
 def as_outputs(outputs: Any) -> Outputs:

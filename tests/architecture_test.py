@@ -24,7 +24,8 @@ PACKAGE = REPOSITORY / "distilljax"
 LAYERS = [
     {"typing", "_checks", "_functional"},
     {"losses"},
-    {"terms"},
+    {"terms", "state"},
+    {"_in_place"},
     {"distill"},
     {
         "objectives", "teachers", "students", "rollouts", "models", "data", "config",

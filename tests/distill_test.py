@@ -160,6 +160,23 @@ def test_the_mean_of_a_term_may_be_made_by_the_loss():
         Term(Mean(3.0, 2.0), where=values > 1).mean()
 
 
+def test_terms_may_not_hide_what_is_always_logged(teacher):
+    for name in ("kl", "loss"):
+        with pytest.raises(ValueError, match=rf"names of terms.*got \['{name}'\]"):
+            run(
+                lambda s, t, b, name=name: {name: Term(s.logits.sum(-1))},
+                teacher,
+                Net(6, nnx.Rngs(0)),
+                make_batch(),
+            )
+
+
+def test_an_objective_returns_terms_by_name():
+    for wrong in (lambda s, t, b: s.logits.sum(), lambda s, t, b: {"x": s.logits}):
+        with pytest.raises(TypeError, match="terms must map names to Term, got"):
+            run(wrong, None, Net(6, nnx.Rngs(0)), make_batch())
+
+
 def test_an_objective_without_terms_is_refused():
     with pytest.raises(ValueError, match="must have at least one term"):
         run(lambda s, t, b: {}, None, Net(6, nnx.Rngs(0)), make_batch())
@@ -222,6 +239,9 @@ def test_a_mask_that_depends_on_the_teacher_stays_exact(teacher):
 def test_accumulate_must_divide_the_batch(teacher):
     with pytest.raises(ValueError, match=r"divisible by accumulate=3, got 16"):
         run(BOTH, teacher, Net(6, nnx.Rngs(0)), make_batch(), accumulate=3)
+    scalar = make_batch() | {"weight": jnp.ones(())}
+    with pytest.raises(ValueError, match="must have a batch axis where accumulate=2"):
+        run(BOTH, teacher, Net(6, nnx.Rngs(0)), scalar, accumulate=2)
     with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
         make_distill_step(BOTH, teacher, accumulate=0)
 
@@ -379,6 +399,19 @@ def test_batch_statistics_stay_float32_under_bfloat16_compute():
     assert {x.dtype for x in jax.tree.leaves(state.rest)} == {jnp.dtype("float32")}
 
 
+def test_batch_statistics_of_the_teacher_stay_float32():
+    seen = []
+
+    def forward(model, batch):
+        seen.append((model.inner.kernel.dtype, model.norm.mean.dtype))
+        return model(batch["inputs"])
+
+    teacher = Net(6, nnx.Rngs(1), norm=True)
+    kwargs = {"compute_dtype": jnp.bfloat16, "teacher_forward": forward}
+    run(BOTH, teacher, Net(6, nnx.Rngs(0)), make_batch(), **kwargs)
+    assert set(seen) == {(jnp.dtype("bfloat16"), jnp.dtype("float32"))}
+
+
 def test_the_moving_average_follows_the_parameters(teacher):
     student, batch = Net(6, nnx.Rngs(0)), make_batch()
     average = nnx.to_pure_dict(nnx.state(student))
@@ -388,6 +421,27 @@ def test_the_moving_average_follows_the_parameters(teacher):
         assert_close(state.ema, average)
     with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\), got 1.0"):
         make_distill_step(BOTH, teacher, ema_decay=1.0)
+
+
+def test_a_step_keeps_the_moving_average_of_one_student(teacher):
+    def make(seed):
+        student = Net(6, nnx.Rngs(seed))
+        return student, nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
+
+    step = make_distill_step(BOTH, teacher, ema_decay=0.5)
+    student, optimizer = make(0)
+    step(student, optimizer, make_batch())
+    saved = jax.tree.map(np.asarray, step.ema)
+    with pytest.raises(ValueError, match="must be the one whose moving average"):
+        step(*make(1), make_batch())
+    # a loop that was resumed: the same average as one that was not
+    resumed = make_distill_step(BOTH, teacher, ema_decay=0.5)
+    resumed.load_ema(saved)
+    copies = make(0)
+    nnx.update(copies[0], jax.tree.map(jnp.copy, nnx.state(student)))
+    step(student, optimizer, make_batch())
+    resumed(*copies, make_batch())
+    assert_close(resumed.ema, step.ema)
 
 
 # --- compilation ----------------------------------------------------------------------
@@ -524,7 +578,7 @@ def test_nnx_modules_are_updated_in_place_in_both_modes(teacher, graph):
     assert_close(nnx.to_pure_dict(nnx.state(student)), expected.params)
     assert int(optimizer.step[...]) == 3
     assert int(optimizer.opt_state[0].count[...]) == 3
-    assert step._compiled._cache_size() == 1
+    assert step._in_place.compiled._cache_size() == 1
     assert jax.tree.structure(step.ema) == jax.tree.structure(
         nnx.as_pure(nnx.state(student))
     )
@@ -665,4 +719,7 @@ def test_what_was_sown_is_not_kept(teacher):
 def test_the_pure_layer_needs_an_optimizer(teacher):
     step = make_distill_step(BOTH, teacher, student=Net(6, nnx.Rngs(0)))
     with pytest.raises(ValueError, match="tx must be given to make_distill_step"):
+        step.init(Net(6, nnx.Rngs(0)))
+    step = make_distill_step(BOTH, teacher, tx=optax.sgd(0.1))
+    with pytest.raises(ValueError, match="student must be given to make_distill_step"):
         step.init(Net(6, nnx.Rngs(0)))
