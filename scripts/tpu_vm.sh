@@ -55,7 +55,7 @@ before its end and may be run again, otherwise that of the command that failed.
 example
   scripts/tpu_vm.sh --name distil --zone us-central2-b --type v4-32 --version VERSION \
       --spot --delete --workdir /mnt/runs/all_data --prepare 'sudo mkdir -p /mnt/runs
-          mountpoint -q /mnt/runs || sudo mount 10.0.0.2:/share /mnt/runs' \
+          mountpoint -q /mnt/runs || sudo mount SERVER:/share /mnt/runs' \
       -- train configs/digits/all_data.py --teacher.workdir=/mnt/runs/teacher \
       --mesh="data=16"
 EOF
