@@ -48,6 +48,7 @@ COST = (
     Metric("bytes", "size", "B", False),
     Metric("flops_per_example", "FLOPs per example", "", False),
     Metric("latency_ms.median", "latency", "ms", False),
+    Metric("latency_ms.p90", "latency, 90th percentile", "ms", False),
     Metric("throughput.examples_per_second", "throughput", "/s", True),
 )
 

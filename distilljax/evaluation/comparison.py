@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distilljax._checks import fail
 from distilljax.evaluation.arms import (
@@ -17,6 +17,7 @@ from distilljax.evaluation.arms import (
     teacher_of,
 )
 from distilljax.evaluation.runs import Run
+from distilljax.evaluation.single import describe_single, is_single
 from distilljax.evaluation.statistics import (
     PairedDifference,
     mcnemar,
@@ -95,6 +96,7 @@ class Experiment:
       arms: Baselines first.
       comparisons: One for each arm that names a baseline with runs.
       notes: What is missing, unfair or uneven.
+      single: What to say of one model by itself; empty for any other experiment.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    single: str = ""
 
 
 def compare(runs: Sequence[Run]) -> list[Experiment]:
@@ -120,7 +123,16 @@ def compare(runs: Sequence[Run]) -> list[Experiment]:
       One experiment for each name, in the order of the names.
     """
     names = sorted({run.name for run in runs}, key=natural_key)
-    return [_experiment([run for run in runs if run.name == name]) for name in names]
+    experiments = [
+        _experiment([run for run in runs if run.name == name]) for name in names
+    ]
+    teachers = [(e.name, e.teacher) for e in experiments if e.teacher is not None]
+    return [
+        replace(e, single=describe_single(e.arms[0].runs[0], teachers))
+        if is_single([run for arm in e.arms for run in arm.runs])
+        else e
+        for e in experiments
+    ]
 
 
 def natural_key(text: str) -> list[tuple[float, str]]:
@@ -223,7 +235,8 @@ def _comparisons(
                     "left out of the difference."
                 )
             comparisons.append(_compare_pairs(arm.name, name, pairs, focus))
-    if not any(run.baseline for arm in arms for run in arm.runs):
+    runs = [run for arm in arms for run in arm.runs]
+    if not any(run.baseline for run in runs) and not is_single(runs):
         notes.append(
             "No arm names a baseline: nothing here shows what the teacher was worth."
         )
@@ -309,7 +322,7 @@ def _notes(runs: list[Run], arms: tuple[Arm, ...]) -> list[str]:
     """What else a reader must know before believing a table."""
     notes = []
     for arm in arms:
-        if len(arm.runs) == 1:
+        if len(arm.runs) == 1 and not is_single(runs):
             notes.append(
                 f"{arm.name}: one seed only, so no spread: the next seed may differ."
             )
@@ -318,7 +331,7 @@ def _notes(runs: list[Run], arms: tuple[Arm, ...]) -> list[str]:
             if len(values) > 1:
                 listed = ", ".join(f"{value:,}" for value in values)
                 notes.append(f"{arm.name}: its seeds differ in {name} ({listed}).")
-    if not any(run.teacher for run in runs):
+    if not any(run.teacher for run in runs) and not is_single(runs):
         notes.append("No teacher was evaluated: no KL, agreement or forgetting.")
     for seed in sorted({run.seed for run in runs}):
         accuracies = {

@@ -1,4 +1,4 @@
-"""A student measured on a data set, beside its teacher: exact sums over all examples."""
+"""A student measured on a data set, beside its teacher: exact sums over examples."""
 
 from __future__ import annotations
 

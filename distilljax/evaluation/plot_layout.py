@@ -31,6 +31,15 @@ def grid(
     return figure, flat[:num_panels]
 
 
+def percent_axis(axis: Axes) -> None:
+    """End a vertical axis of percentages where they end, whatever its margins.
+
+    Called when all panels that share the axis are drawn: it fixes the limits.
+    """
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 0.0), min(high, 100.0))
+
+
 def left_labels(axes: Sequence[Axes], label: str) -> None:
     """The label of the vertical axis, on the first panel of each row only."""
     for axis in axes:

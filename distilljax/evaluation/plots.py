@@ -23,6 +23,7 @@ from distilljax.evaluation.plot_layout import (
     label_points,
     left_labels,
     log_axis,
+    percent_axis,
     shorten,
     widen_log,
     wrap,
@@ -69,6 +70,7 @@ def draw(
 ) -> list[tuple[str, str, Figure]]:
     """All figures an experiment has data for: (key, caption, figure)."""
     figures = []
+    over_seeds = ": mean over seeds; the band is one standard deviation"
     with mpl.rc_context(_STYLE):
         for key, caption, make in (
             (
@@ -79,7 +81,7 @@ def draw(
             ),
             (
                 "curves",
-                "Learning curves: mean over seeds; the band is one standard deviation.",
+                f"Learning curves{'' if experiment.single else over_seeds}.",
                 learning_curves,
             ),
             (
@@ -137,17 +139,23 @@ def paired_dots(experiment: Experiment, colors: Mapping[str, str]) -> Figure | N
             axis.plot([x, 1 + x], [low, high], color=FAINT, lw=1.2, zorder=1)
         for x, values, name in ((0, before, c.baseline), (1, after, c.arm)):
             color = colors[name]
-            axis.scatter(x + shift, values, s=30, color=color, zorder=2, lw=0)
+            dots = {"s": 30, "color": color, "zorder": 2, "lw": 0, "clip_on": False}
+            axis.scatter(x + shift, values, **dots)
             mark = {"marker": "D", "s": 52, "zorder": 3, "edgecolor": "white"}
+            mark |= {"clip_on": False}
             offset = -0.3 if x == 0 else 0.3
             axis.scatter([x + offset], [np.mean(values)], color=color, **mark)
-        _teacher_line(axis, experiment)
+        if (level := _teacher_level(experiment)) is not None:
+            axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0)
         axis.margins(y=0.12)
         axis.set_xlim(-0.6, 1.6)
         axis.set_xticks([0, 1], [wrap(c.baseline), wrap(c.arm)])
         axis.set_title(_difference_title(c), fontsize=9.5)
         axis.grid(axis="y", color="#EEEEEE", lw=0.8)
         axis.set_axisbelow(True)
+    for axis in axes:
+        percent_axis(axis)
+        _teacher_label(axis, experiment)
     left_labels(axes, "accuracy, %")
     return figure
 
@@ -164,20 +172,28 @@ def _difference_title(c: Comparison) -> str:
     return f"{text}\n{c.verdict}"
 
 
-def _teacher_line(axis: Axes, experiment: Experiment) -> None:
-    if experiment.teacher is None or experiment.teacher.metrics["accuracy"] is None:
+def _teacher_level(experiment: Experiment) -> float | None:
+    teacher = experiment.teacher
+    accuracy = None if teacher is None else teacher.metrics["accuracy"]
+    return None if accuracy is None else 100 * accuracy.mean
+
+
+def _teacher_label(axis: Axes, experiment: Experiment) -> None:
+    """The word on its line; below it where the title would be in the way."""
+    level = _teacher_level(experiment)
+    if level is None:
         return
-    level = 100 * experiment.teacher.metrics["accuracy"].mean
-    axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0)
+    low, high = axis.get_ylim()
+    above = high - level > 0.06 * (high - low)
     axis.annotate(
         "teacher",
         (0.5, level),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 2),
+        xytext=(0, 2 if above else -3),
         textcoords="offset points",
         fontsize=8.5,
         ha="center",
-        va="bottom",
+        va="bottom" if above else "top",
         color=TEACHER,
     )
 
@@ -205,7 +221,7 @@ def learning_curves(experiment: Experiment, colors: Mapping[str, str]) -> Figure
                 continue
             steps, values = series[0], scale * series[1]
             mean, color = values.mean(axis=0), colors[arm.name]
-            axis.plot(steps, mean, color=color, lw=1.8)
+            axis.plot(steps, mean, color=color, lw=1.8, clip_on=False)
             if len(values) > 1:
                 sd = values.std(axis=0, ddof=1)
                 band = {"color": color, "alpha": 0.18, "lw": 0}
@@ -213,6 +229,8 @@ def learning_curves(experiment: Experiment, colors: Mapping[str, str]) -> Figure
             ends.append((float(mean[-1]), arm.name, color))
         unit = {"accuracy": ", %", "loss": ""}.get(name, ", nats")
         label = name.replace("kl_to_teacher", "KL to teacher").replace("kl", "KL")
+        if name == "accuracy":
+            percent_axis(axis)
         axis.set_title(f"{split} {label}{unit}")
         axis.set_xlabel("step")
         axis.grid(axis="y", color="#EEEEEE", lw=0.8)
@@ -319,7 +337,10 @@ def forgetting(experiment: Experiment, colors: Mapping[str, str]) -> Figure | No
 def accuracy_and_cost(
     experiment: Experiment, colors: Mapping[str, str]
 ) -> Figure | None:
-    """Accuracy over the number of parameters and over latency, both logarithmic."""
+    """Accuracy over parameters and over latency, both logarithmic; one model has none.
+
+    A single dot is no comparison.
+    """
     models = [] if experiment.teacher is None else [experiment.teacher]
     models += experiment.arms
     panels = [
@@ -330,9 +351,10 @@ def accuracy_and_cost(
         )
         if any(arm.metrics[key] is not None for arm in models)
     ]
-    if not panels:
+    if not panels or len(models) < 2:
         return None
     figure, axes = grid(len(panels), width=4.1, height=3.0, columns=2, share_y=True)
+    drawn = []
     for axis, (key, label) in zip(axes, panels, strict=False):
         points = []
         for arm in models:
@@ -340,9 +362,10 @@ def accuracy_and_cost(
             if cost is None or accuracy is None or cost.mean <= 0:
                 continue
             x, y, color = cost.mean, 100 * accuracy.mean, colors[arm.name]
-            bar = {"fmt": "o", "ms": 4.5, "elinewidth": 1.2, "capsize": 3}
-            error = None if accuracy.sd is None else 100 * accuracy.sd
-            axis.errorbar(x, y, yerr=error, color=color, **bar)
+            axis.plot(x, y, "o", ms=4.5, color=color, clip_on=False)
+            if accuracy.sd is not None:
+                bar = {"fmt": "none", "elinewidth": 1.2, "capsize": 3}
+                axis.errorbar(x, y, yerr=100 * accuracy.sd, ecolor=color, **bar)
             points.append((x, y, arm.name, color))
         log_axis(axis)
         axis.margins(x=0.12, y=0.12)
@@ -351,6 +374,10 @@ def accuracy_and_cost(
         axis.set_axisbelow(True)
         if points:
             widen_log(axis, [x for x, *_ in points])
+        drawn.append(points)
+    # Names are placed by the limits, which the panels share.
+    for axis, points in zip(axes, drawn, strict=False):
+        percent_axis(axis)
         label_points(axis, points)
     left_labels(axes, "accuracy, %")
     return figure

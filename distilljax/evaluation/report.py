@@ -162,7 +162,8 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
                 "verdicts": "; ".join(
                     _verdict(c, experiment) for c in experiment.comparisons
                 )
-                or "no comparison",
+                or ("a single model" if experiment.single else "no comparison"),
+                "single": experiment.single,
                 "notes": experiment.notes,
                 "tables": shown,
                 "figures": figures,
@@ -209,10 +210,11 @@ def _intro(experiments: list[Experiment]) -> str:
         _plural(num_runs, "finished run"),
         _plural(len(seeds), "seed"),
     )
-    return (
-        f"{', '.join(counts)}. Each student is compared with its teacher and with the "
-        "same student trained without it on the same budget."
+    compared = (
+        " Each student is compared with its teacher and with the same student trained "
+        "without it on the same budget."
     )
+    return f"{', '.join(counts)}." + compared * any(e.comparisons for e in experiments)
 
 
 def _plural(number: int, noun: str) -> str:
@@ -258,7 +260,7 @@ def experiment_json(experiment: Experiment) -> dict[str, Any]:
         "num_examples",
         "class_names",
     )
-    fields = (*shared, "focus_classes", "notes")
+    fields = (*shared, "focus_classes", "notes", "single")
     models = [] if experiment.teacher is None else [experiment.teacher]
     lines = headlines(experiment)
     return {field: getattr(experiment, field) for field in fields} | {

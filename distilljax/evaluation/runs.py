@@ -31,7 +31,6 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "steps": (int,),
     "examples_seen": _NUMBER,
     "train_seconds": (*_NUMBER, type(None)),
-    "compile_seconds": (*_NUMBER, type(None)),
     "selected": (dict, type(None)),
     "student": (dict,),
     "teacher": (dict, type(None)),
@@ -67,7 +66,6 @@ class Run:
     steps: int
     examples_seen: float
     train_seconds: float | None
-    compile_seconds: float | None
     selected: dict[str, Any] | None
     student: dict[str, Any]
     teacher: dict[str, Any] | None
@@ -162,7 +160,8 @@ def read_run(path: Path) -> Run:
                 "null" if k is type(None) else k.__name__ for k in kinds
             )
             _broken(path, f"have {names} in {field!r}", repr(value))
-    record["class_names"] = [str(name) for name in record["class_names"]]
+    names = record["class_names"] or _numbered(record["student"].get("per_class"))
+    record["class_names"] = [str(name) for name in names]
     _check_evaluated(path, "student", record["student"], record)
     if record["teacher"] is not None:
         _check_evaluated(path, "teacher", record["teacher"], record)
@@ -171,6 +170,12 @@ def read_run(path: Path) -> Run:
             _broken(path, "have classes that exist in 'focus_classes'", repr(label))
     curves = _read_curves(path.with_name("metrics.jsonl"))
     return Run(path=path, curves=curves, **{field: record[field] for field in _FIELDS})
+
+
+def _numbered(per_class: Any) -> list[str]:
+    """Names "0", "1", ... of as many classes as were counted: data may name none."""
+    count = per_class.get("count") if isinstance(per_class, dict) else None
+    return [str(label) for label in range(len(count))] if count else []
 
 
 def _check_evaluated(
@@ -225,5 +230,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _broken(path: Path, rule: str, got: Any) -> NoReturn:
-    remedy = "Evaluate the run again with `distilljax evaluate`, or remove the file."
+    remedy = "Remove the file, and run its `distilljax train` again to write it anew."
     fail("report", str(path), rule, got, remedy)

@@ -21,6 +21,7 @@ from distilljax.evaluation.formatting import (
 )
 from distilljax.evaluation.statistics import PairedDifference, Spread, wilson_interval
 
+_MEDIAN, _P90 = "latency_ms.median", "latency_ms.p90"
 MAX_CLASSES = 20
 """A table of more classes is no longer read; report.json has them all."""
 
@@ -72,7 +73,8 @@ def _once(arm: Arm, value: Spread | None) -> Spread | None:
     """One teacher for all seeds is one value, not a mean without spread."""
     if value is None or arm.name != "teacher" or len(set(value.values)) > 1:
         return value
-    return Spread(value.mean, None, value.values[:1])
+    # Not the mean, whose last bit may round 98.25 up where it is rounded down alone.
+    return Spread(value.values[0], None, value.values[:1])
 
 
 def _seeds(arm: Arm) -> str:
@@ -153,8 +155,9 @@ def _difference_cells(
 ) -> tuple[Cell, ...]:
     sizes = [difference.mean, difference.sd or 0.0]
     decimals = decimals_of(metric, sizes, experiment.num_examples)
+    # No colour may claim more than the verdict does.
     tone = ""
-    if difference.excludes_zero and not c.unfair:
+    if difference.excludes_zero and c.verdict in ("helped", "hurt"):
         improved = (difference.mean > 0) == metric.higher_is_better
         tone = "better" if improved else "worse"
     return (
@@ -265,24 +268,45 @@ def _count(counts: list[float] | None, label: int) -> str:
 
 def _cost(experiment: Experiment) -> Table:
     models = _models(experiment)
+    teacher = experiment.teacher
+    shown = [metric for metric in COST if metric.key != _P90]
     rows = []
     for arm in models:
-        cells = [arm.name]
-        for metric in COST:
-            value, reference = arm.metrics[metric.key], None
-            if experiment.teacher is not None and arm is not experiment.teacher:
-                reference = experiment.teacher.metrics[metric.key]
-            text = quantity(None if value is None else value.mean, metric.unit)
-            cells.append(text + _ratio(value, reference))
-        rows.append(tuple(map(Cell, cells)))
+        reference = None if arm is teacher else teacher
+        cells = [_cost_cell(arm, metric, reference) for metric in shown]
+        rows.append(tuple(map(Cell, (arm.name, *cells))))
+    relative = ", and relative to the teacher" if teacher is not None else ""
+    means = "" if experiment.single else f"Means over seeds{relative}. "
     return Table(
         "Cost",
-        "Means over seeds; in brackets, relative to the teacher. Latency is the median "
-        f"at batch {_batch(models, 'latency_ms')}, throughput at batch "
-        f"{_batch(models, 'throughput')}.",
-        ("model", *(m.label for m in COST)),
+        f"{means}Latency is the median at batch "
+        f"{_batch(models, 'latency_ms')}, with the 90th percentile in brackets; "
+        f"throughput is at batch {_batch(models, 'throughput')}. Both are measured "
+        "once in each process, and vary with what else the machine is doing.",
+        (
+            "model",
+            *(
+                f"{metric.label}, ms (p90)" if metric.key == _MEDIAN else metric.label
+                for metric in shown
+            ),
+        ),
         tuple(rows),
     )
+
+
+def _cost_cell(arm: Arm, metric: Metric, teacher: Arm | None) -> str:
+    """Such as "19.2 kB (1/63)", or for a latency "0.108 (0.157), 1.3×"."""
+    value = arm.metrics[metric.key]
+    ratio = _ratio(value, None if teacher is None else teacher.metrics[metric.key])
+    text = quantity(None if value is None else value.mean, metric.unit)
+    if metric.key != _MEDIAN:
+        return f"{text} ({ratio})" if ratio else text
+    if value is None:
+        return MISSING
+    tail = arm.metrics[_P90]
+    p90 = quantity(None if tail is None else tail.mean, "ms")
+    text = f"{text.removesuffix(' ms')} ({p90.removesuffix(' ms')})"
+    return f"{text}, {ratio}" if ratio else text
 
 
 def _ratio(value: Spread | None, reference: Spread | None) -> str:
@@ -290,8 +314,8 @@ def _ratio(value: Spread | None, reference: Spread | None) -> str:
         return ""
     ratio = value.mean / reference.mean
     if ratio < 1:
-        return f" (1/{short(1 / ratio)})"
-    return f" ({short(ratio)}×)"
+        return f"1/{short(1 / ratio)}"
+    return f"{short(ratio)}×"
 
 
 def _budget(experiment: Experiment) -> Table:
@@ -305,14 +329,14 @@ def _budget(experiment: Experiment) -> Table:
                 Cell(" / ".join(f"{n:,}" for n in steps)),
                 Cell(" / ".join(f"{n:,.10g}" for n in seen)),
                 Cell(_mean_seconds([run.train_seconds for run in arm.runs])),
-                Cell(_mean_seconds([run.compile_seconds for run in arm.runs])),
             )
         )
     return Table(
         "Training budget",
-        "Of each run; the times are means over seeds, and compilation is not in the "
-        "training time.",
-        ("arm", "steps", "examples seen", "training", "compilation"),
+        "Of each run. The time is a mean over seeds, from start to last step with all "
+        "validation; the first run of each shape in a process includes its "
+        "compilation.",
+        ("arm", "steps", "examples seen", "training"),
         tuple(rows),
     )
 

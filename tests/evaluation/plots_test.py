@@ -76,8 +76,26 @@ def test_learning_curves_are_means_over_seeds(experiment):
 def test_figures_without_data_are_left_out(write_run, tmp_path):
     write_run(teacher_errors=None, with_files=False)
     (alone,) = compare(find_runs([tmp_path])[0])
-    drawn = plots.draw(alone, plots.arm_colors([alone]))
-    assert [key for key, _, _ in drawn] == ["reliability", "cost"]
+    assert list(_figures(alone)) == ["reliability"]
+
+
+def test_axes_of_accuracy_end_at_100_percent(write_run, tmp_path):
+    for seed, (hard, soft) in enumerate([(2, 0), (3, 1), (1, 0)]):
+        common = {"seed": seed, "teacher_errors": 0}
+        write_run(arm="hard labels", errors=hard, baseline=None, **common)
+        write_run(errors=soft, **common)
+    (good,) = compare(find_runs([tmp_path])[0])
+    figures = _figures(good)
+    axes = [*figures["pairs"].axes, figures["curves"].axes[0], *figures["cost"].axes]
+    assert len(axes) == 4
+    for axis in axes:
+        low, high = axis.get_ylim()
+        assert low < 99.25  # the least accuracy of all; nothing is cut at that end
+        assert high == 100
+    # The dots at 100 % are whole, and the teacher's name is under its line.
+    assert not any(dots.get_clip_on() for dots in axes[0].collections)
+    (name,) = [text for text in axes[0].texts if text.get_text() == "teacher"]
+    assert name.get_va() == "top"
 
 
 def test_an_arm_keeps_its_colour(experiment, write_run, tmp_path):

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from distilljax.evaluation import paired_difference, report
+from distilljax.evaluation.comparison import compare
+from distilljax.evaluation.runs import find_runs
+from distilljax.evaluation.tables import tables
 
 
 class _Page(HTMLParser):
@@ -71,7 +74,14 @@ def test_numbers_of_the_three_experiments(written):
     assert "“soft targets” against “hard labels”: no difference shown." in text
     assert "Recall on 3: 0.0 % to 95.5 %" in text
     assert "| 2.41 k (1/125) | 9.64 kB (1/125) |" in text
-    assert "| hard labels | 600 | 21,600 | 1.70 s | 2.00 s |" in text
+    assert "| hard labels | 600 | 21,600 | 1.70 s |" in text
+    assert "| arm | steps | examples seen | training |" in text
+    assert "the first run of each shape in a process includes its compilation" in text
+    # medians 0.02 + parameters / 5e6 and p90 0.03 + parameters / 4e6, in ms
+    assert "| latency, ms (p90) |" in text
+    assert "| 602 k | 0.0802 (0.105) | 133 k/s |" in text
+    assert "| 4.82 k (1/125) | 0.0205 (0.0306), 1/3.9 | 16.6 M/s (125×) |" in text
+    assert "once in each process, and vary with what else the machine is doing" in text
     assert written.headlines[0].startswith("digits/all_data: “soft targets” against")
     for figure in written.figures:
         assert f"](figures/{figure.name})" in text
@@ -155,6 +165,20 @@ def test_unequal_budgets_are_flagged_everywhere(write_run, tmp_path):
     assert "training steps 1,200 against 600" in comparison["unfair"]
 
 
+def test_one_model_has_one_accuracy_in_all_tables(write_run, tmp_path):
+    # Five times 0.9825 has a mean just above it, which rounds up.
+    for seed in range(5):
+        write_run(seed=seed, teacher_errors=7)
+    write_run(name="teacher", arm="one", errors=7, baseline=None, teacher_errors=None)
+    text = report([tmp_path / "runs"]).markdown.read_text()
+    cells = [
+        line.split(" | ")[1]
+        for line in text.splitlines()
+        if "| 7 of 400 (right" in line
+    ]
+    assert cells == ["98.2", "98.2"]
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_one_teacher_for_all_seeds_is_one_model(write_run, tmp_path, shared):
     for seed in range(2):
@@ -169,8 +193,92 @@ def test_one_teacher_for_all_seeds_is_one_model(write_run, tmp_path, shared):
         assert row.endswith("| 2 |")
 
 
+def test_data_without_class_names(write_run, tmp_path):
+    for seed in range(3):
+        common = {"seed": seed, "class_names": [], "focus_classes": [3]}
+        write_run(arm="hard labels", errors=14, blind=3, baseline=None, **common)
+        write_run(errors=22, **common)
+    result = report([tmp_path / "runs"])
+    text = result.markdown.read_text()
+    assert "Recall on 3: 0.0 % to " in text
+    assert "| 9 | 40 | " in text
+    (experiment,) = json.loads(result.data.read_text())["experiments"]
+    assert experiment["class_names"] == [str(i) for i in range(10)]
+
+
+def test_a_single_model_gets_one_neutral_line(write_run, tmp_path):
+    write_run(
+        name="teacher", arm="default", errors=7, baseline=None, teacher_errors=None
+    )
+    result = report([tmp_path / "runs"])
+    text, html = result.markdown.read_text(), result.html.read_text()
+    line = "A single model, without teacher or baseline: it is measured, not compared."
+    assert f"- **teacher**\n  - {line}\n" in text
+    assert f"\n{line}\n" in text
+    assert f"<p>{line}</p>" in html
+    for page in (text, html):
+        assert "Note" not in page
+        assert 'class="note"' not in page
+        assert "worth" not in page
+        assert "relative to the teacher" not in page
+        assert "eans over seeds" not in page
+        assert "band" not in page
+        assert "Each student is compared" not in page
+    assert "cost" not in {path.stem.rsplit("_", 1)[-1] for path in result.figures}
+    data = json.loads(result.data.read_text())
+    assert data["experiments"][0]["single"] == line
+
+
+def test_a_latency_without_its_tail(write_run, tmp_path):
+    path = write_run() / "results.json"
+    record = json.loads(path.read_text())
+    del record["student"]["latency_ms"]["p90"]
+    path.write_text(json.dumps(record))
+    text = report([tmp_path / "runs"]).markdown.read_text()
+    assert "| 0.0205 (–), 1/3.9 |" in text
+
+
+def _tones(experiment):
+    return [
+        cell.tone
+        for table in tables(experiment)
+        if table.title == "Paired differences"
+        for row in table.rows
+        for cell in row
+        if cell.tone
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hard", "soft", "tones"),
+    [
+        ((105, 107, 102), (91, 92, 89), {"better"}),
+        ((91, 92, 89), (105, 107, 102), {"worse"}),
+        # Without 0, and yet no verdict: two pairs.
+        ((105, 107), (91, 93), set()),
+        ((91, 92, 89), (92, 89, 91), set()),
+    ],
+)
+def test_colour_claims_no_more_than_the_verdict(write_run, tmp_path, hard, soft, tones):
+    for seed, (a, b) in enumerate(zip(hard, soft, strict=True)):
+        write_run(arm="hard labels", errors=a, seed=seed, baseline=None)
+        folder = write_run(errors=b, seed=seed)
+        # An NLL that improves for certain must not colour a row by itself.
+        record = json.loads((folder / "results.json").read_text())
+        if not tones:
+            record["student"]["nll"] -= 0.3 + 0.0001 * seed
+        (folder / "results.json").write_text(json.dumps(record))
+    (experiment,) = compare(find_runs([tmp_path])[0])
+    (comparison,) = experiment.comparisons
+    nll = comparison.differences["nll"]
+    assert nll is not None
+    assert nll.excludes_zero
+    assert set(_tones(experiment)) == tones
+
+
 def test_missing_pieces_are_stated(write_run, tmp_path):
-    write_run(teacher_errors=None, baseline=None, with_files=False)
+    for seed in (0, 2):
+        write_run(seed=seed, teacher_errors=None, baseline=None, with_files=False)
     (write_run(seed=1, baseline=None) / "results.json").unlink()
     text = report([tmp_path / "runs"]).markdown.read_text()
     assert "No comparison with a baseline" in text
@@ -186,7 +294,7 @@ def test_optional_costs_may_be_missing(write_run, tmp_path):
     for key in ("parameters", "bytes", "flops_per_example", "latency_ms", "throughput"):
         record["student"][key] = None
         del record["teacher"][key]
-    record |= {"train_seconds": None, "compile_seconds": None, "selected": None}
+    record |= {"train_seconds": None, "selected": None}
     record["student"]["reliability"] = None
     path.write_text(json.dumps(record))
     text = report([tmp_path / "runs"]).markdown.read_text()

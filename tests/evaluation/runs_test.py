@@ -61,7 +61,7 @@ def test_a_broken_file_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
         read_run(path)
     assert message in str(error.value)
-    assert "distilljax evaluate" in str(error.value)
+    assert "run its `distilljax train` again" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,33 @@ def test_a_wrong_field_is_named(write_run, changes, message):
 def test_what_may_be_null_may_be_left_out(write_run):
     path = write_run() / "results.json"
     record = json.loads(path.read_text())
-    for field in ("baseline", "expected", "train_seconds", "compile_seconds"):
+    for field in ("baseline", "expected", "train_seconds"):
         del record[field]
     del record["teacher"], record["selected"]
     path.write_text(json.dumps(record))
     run = read_run(path)
-    assert run.teacher is run.selected is run.compile_seconds is run.baseline is None
+    assert run.teacher is run.selected is run.train_seconds is run.baseline is None
+
+
+def test_classes_without_names_are_numbered(write_run):
+    path = _edit(write_run(), class_names=[], focus_classes=[3])
+    run = read_run(path)
+    assert run.class_names == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+    assert run.focus_classes == [3]
+
+
+def test_numbered_classes_are_checked_like_named_ones(write_run):
+    path = _edit(write_run(), class_names=[], focus_classes=[10])
+    with pytest.raises(ValueError, match="classes that exist in 'focus_classes'"):
+        read_run(path)
+    record = json.loads(path.read_text())
+    record["student"]["per_class"]["correct"].pop()
+    _edit(path.parent, student=record["student"], focus_classes=[])
+    with pytest.raises(ValueError, match=r"10 values in 'student\.per_class\.correct'"):
+        read_run(path)
+    _edit(path.parent, student=record["student"] | {"per_class": None})
+    with pytest.raises(ValueError, match=r"have 'count' in 'student\.per_class'"):
+        read_run(path)
 
 
 def test_curves_of_a_resumed_run_keep_the_later_line(write_run):
