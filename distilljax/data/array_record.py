@@ -106,7 +106,8 @@ def write_array_record(path: str | Path, examples: Iterable[Example]) -> int:
 
     Args:
       path: The file; its directory is made.
-      examples: Dicts with ``inputs`` and ``labels``; a source is one too.
+      examples: Dicts with ``inputs`` and whatever else a batch shall have; a source is
+        one too.
 
     Example:
       >>> import tempfile

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int, Shaped
 from distilljax._checks import fail
 from distilljax.data.augment import Augment
 from distilljax.data.hashing import derive_key, random_bits
+from distilljax.data.rows import Rows
 
 Batch = dict[str, np.ndarray]
 
@@ -45,13 +46,15 @@ class Finish:
     def __call__(
         self,
         start: int,
-        inputs: Shaped[np.ndarray, "batch *features"],
-        labels: Int[np.ndarray, " batch"],
+        rows: Rows,
         index: Int[np.ndarray, " batch"],
     ) -> Batch:
         """The batch whose rows are the stream positions ``start``, start + 1, ..."""
-        clean = scaled(inputs, self.scale)
-        batch = {"inputs": clean, "labels": labels, "index": index}
+        two_views = self.augment is not None and self.teacher_view != "same"
+        made = ("index", "teacher_inputs") if two_views else ("index",)
+        check_reserved("Loader", rows, made)
+        clean = scaled(rows["inputs"], self.scale)
+        batch = {**rows, "inputs": clean, "index": index}
         if self.augment is not None:
             positions = np.arange(start, start + len(index))
             batch["inputs"] = self._view(self.augment, clean, positions, "augment")
@@ -61,9 +64,9 @@ class Finish:
                 teacher = self._view(self.augment, clean, positions, "augment teacher")
                 batch["teacher_inputs"] = teacher
         if self.flatten:
-            for name in ("inputs", "teacher_inputs"):
-                if name in batch:
-                    batch[name] = batch[name].reshape(len(index), -1)
+            # what the source has stored stays as it is
+            for name in ("inputs", "teacher_inputs") if two_views else ("inputs",):
+                batch[name] = batch[name].reshape(len(index), -1)
         return batch
 
     def _view(
@@ -87,6 +90,19 @@ def scaled(
     if scale == 1.0:
         return inputs.astype(np.float32)
     return np.divide(inputs, np.float32(scale), dtype=np.float32)
+
+
+def check_reserved(function: str, rows: Rows, made: tuple[str, ...]) -> None:
+    """The examples have no key that is made here, for nothing is replaced silently."""
+    for name in made:
+        if name in rows:
+            fail(
+                function,
+                "examples",
+                f"have no key {name!r}, which is made here",
+                sorted(rows),
+                "Give this key another name in the source.",
+            )
 
 
 def check_shards(

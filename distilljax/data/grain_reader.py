@@ -15,15 +15,8 @@ from distilljax._checks import fail
 from distilljax.data.finish import Batch, Finish, Shard
 from distilljax.data.hashing import derive_key
 from distilljax.data.order import Order
-from distilljax.data.sources import (
-    Example,
-    Source,
-    check_examples,
-    num_classes_of,
-    read_examples,
-    read_rows,
-    stack_examples,
-)
+from distilljax.data.rows import Example, check_examples, stack_examples
+from distilljax.data.sources import Source, num_classes_of, read_examples, read_rows
 
 
 @dataclass(frozen=True)
@@ -62,11 +55,11 @@ class LocalBatches:
         if self.transforms:
             examples = read_examples(self.source, index.tolist())
             examples = [self._transformed(e, start + i) for i, e in enumerate(examples)]
-            inputs, labels = stack_examples(examples, index)
+            rows = stack_examples(examples, index)
         else:
-            inputs, labels = read_rows(self.source, index)
-        check_examples("Loader", inputs, labels, num_classes_of(self.source), index)
-        return self.finish(start, inputs, labels, index)
+            rows = read_rows(self.source, index)
+        check_examples("Loader", rows, num_classes_of(self.source), index)
+        return self.finish(start, rows, index)
 
     def _transformed(self, example: Any, position: int) -> Example:
         for step, transform in enumerate(self.transforms):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
-from distilljax.data.finish import Batch, Shard, check_shards, scaled
+from distilljax.data.finish import Batch, Shard, check_reserved, check_shards, scaled
+from distilljax.data.rows import check_examples
 from distilljax.data.sources import (
     Source,
-    check_examples,
+    check_labelled,
     check_not_empty,
     num_classes_of,
     read_rows,
@@ -28,11 +30,12 @@ def eval_batches(
     """One pass over a source; the last batch is padded and masked.
 
     Every process yields the same number of batches, ceil(len(source) / batch_size), so
-    that no process waits for another. Rows of padding have ``loss_mask`` False, inputs
-    and labels 0, and index -1: an evaluation that sums under the mask is exact.
+    that no process waits for another. Rows of padding have ``loss_mask`` False, index
+    -1, and 0 everywhere else: an evaluation that sums under the mask is exact.
 
     Args:
-      source: A source (not its config); ``load_in_memory`` it if it is read often.
+      source: A labelled source (not its config); ``load_in_memory`` it if it is read
+        often.
       batch_size: Examples in a batch, over all processes; may exceed the source.
       process_index: Which process this is.
       process_count: How many processes share each batch.
@@ -41,7 +44,8 @@ def eval_batches(
 
     Returns:
       An iterator of dicts of local NumPy arrays: ``inputs`` float32, ``labels`` int32,
-      ``loss_mask`` bool and ``index`` int64.
+      ``loss_mask`` bool, ``index`` int64, and the other keys of the examples as they
+      are stored.
 
     Example:
       >>> from distilljax.data.sources import Arrays
@@ -53,6 +57,11 @@ def eval_batches(
     """
     check_not_empty("eval_batches", source)
     check_shards("eval_batches", batch_size, process_index, process_count)
+    check_labelled(
+        "eval_batches",
+        source,
+        "Evaluation is on labelled data: give it a part that has labels, or none.",
+    )
     shard = Shard(batch_size, process_index, process_count)
     return _one_pass(source, shard, scale, flatten)
 
@@ -66,18 +75,20 @@ def _one_pass(
         mask = index < len(source)
         # A process without a row of the last batch still needs the shape of one.
         real = index[mask] if mask.any() else np.zeros(1, np.int64)
-        inputs, labels = read_rows(source, real)
-        check_examples("eval_batches", inputs, labels, num_classes_of(source), real)
-        inputs = scaled(inputs, scale)
-        padded_inputs = np.zeros((shard.rows, *inputs.shape[1:]), np.float32)
-        padded_labels = np.zeros(shard.rows, np.int32)
-        count = int(mask.sum())
-        padded_inputs[:count], padded_labels[:count] = inputs[:count], labels[:count]
+        rows = read_rows(source, real)
+        check_reserved("eval_batches", rows, ("index", "loss_mask"))
+        check_examples("eval_batches", rows, num_classes_of(source), real)
+        rows["inputs"] = scaled(rows["inputs"], scale)
+        batch = {name: _padded(array, mask) for name, array in rows.items()}
         if flatten:
-            padded_inputs = padded_inputs.reshape(shard.rows, -1)
-        yield {
-            "inputs": padded_inputs,
-            "labels": padded_labels,
-            "loss_mask": mask,
-            "index": np.where(mask, index, -1),
-        }
+            batch["inputs"] = batch["inputs"].reshape(shard.rows, -1)
+        yield {**batch, "loss_mask": mask, "index": np.where(mask, index, -1)}
+
+
+def _padded(
+    array: Shaped[np.ndarray, "real *features"], mask: Bool[np.ndarray, " rows"]
+) -> Shaped[np.ndarray, "rows *features"]:
+    padded = np.zeros((len(mask), *array.shape[1:]), array.dtype)
+    count = int(mask.sum())
+    padded[:count] = array[:count]
+    return padded

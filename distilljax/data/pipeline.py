@@ -34,6 +34,7 @@ from distilljax.data.sources import (
     Source,
     check_not_empty,
     load_in_memory,
+    read_rows,
 )
 
 
@@ -63,9 +64,10 @@ class Loader:
     """How a source becomes batches. Calling it returns an endless resumable iterator.
 
     Each batch is a dict of local NumPy arrays: ``inputs`` float32 [batch, ...],
-    ``labels`` int32 [batch], ``index`` int64 [batch] (positions in the source, so that
-    an error or a cache can name examples), and ``teacher_inputs`` where the teacher has
-    a view of its own.
+    ``labels`` int32 [batch] where the source has labels, ``index`` int64 [batch]
+    (positions in the source, so that an error or a cache can name examples), and
+    ``teacher_inputs`` where the teacher has a view of its own. Every other key of the
+    examples is in the batch as it is stored, neither scaled nor augmented.
 
     Attributes:
       batch_size: Examples in a batch, over all processes.
@@ -218,8 +220,7 @@ class MemoryReader:
         """This process's rows of the global batch that begins at ``next_example``."""
         start = next_example + self.shard.process_index * self.shard.rows
         index = self.order.indices(start, self.shard.rows)
-        inputs, labels = self.arrays.inputs, self.arrays.labels
-        return self.finish(start, inputs[index], labels[index], index)
+        return self.finish(start, read_rows(self.arrays, index), index)
 
 
 class Batches:
@@ -286,4 +287,5 @@ class Batches:
 def _fits_in_memory(source: Source, limit_bytes: int = 2**30) -> bool:
     if isinstance(source, Arrays):
         return True
-    return np.asarray(source[0]["inputs"]).nbytes * len(source) <= limit_bytes
+    stored = sum(np.asarray(value).nbytes for value in source[0].values())
+    return stored * len(source) <= limit_bytes

@@ -15,7 +15,15 @@ from jaxtyping import Int
 
 from distilljax._checks import fail
 from distilljax.data.hashing import derive_key, random_bits
-from distilljax.data.sources import Source, SourceConfig, labels_of, subset
+from distilljax.data.sources import (
+    Source,
+    SourceConfig,
+    check_labelled,
+    labels_of,
+    subset,
+)
+
+_UNLABELLED = "It chooses by label; Slice chooses by position, and needs none."
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Stratified:
     def __call__(self) -> Source:
         """Open the source and draw the part."""
         source = self.source()
+        check_labelled("Stratified", source, _UNLABELLED)
         labels = labels_of(source)
         chosen = stratified_indices(labels, self.num_examples, self.seed)
         if self.complement:
@@ -107,6 +116,7 @@ class Few:
     def __call__(self) -> Source:
         """Open the source and draw the examples."""
         source = self.source()
+        check_labelled("Few", source, _UNLABELLED)
         labels = labels_of(source)
         classes, counts = np.unique(labels, return_counts=True)
         each, more = divmod(self.num_examples, max(len(classes), 1))
@@ -148,6 +158,7 @@ class WithoutClasses:
     def __call__(self) -> Source:
         """Open the source and leave the classes out."""
         source = self.source()
+        check_labelled("WithoutClasses", source, _UNLABELLED)
         labels = labels_of(source)
         missing = sorted(set(self.classes) - set(labels.tolist()))
         if missing:

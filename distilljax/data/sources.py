@@ -3,22 +3,29 @@
 Two things carry the word. A *source config* is a frozen dataclass, such as
 ``Idx("assets", "mnist")``: cheap, comparable, part of a config file. Calling it builds
 the *source*: an object with ``len(source)`` and ``source[i]``, where each example is a
-dict of ``inputs`` (uint8 as stored, or float32) and ``labels`` (an integer). Any object
-of your own with these two methods is a source too.
+dict of ``inputs`` (uint8 as stored, or float32), of ``labels`` (an integer) where there
+are labels, and of whatever else a batch shall have. Any object of your own with these
+two methods is a source too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
 from distilljax._checks import fail
-
-Example = dict[str, Any]
+from distilljax.data.rows import (
+    Example,
+    Rows,
+    check_examples,
+    check_numbers,
+    concatenated,
+    stack_examples,
+)
 
 
 @runtime_checkable
@@ -30,7 +37,7 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> Example:
-        """Example ``index``: a dict with ``inputs`` and ``labels``."""
+        """Example ``index``: a dict of ``inputs``, often ``labels``, and others."""
         ...
 
 
@@ -52,9 +59,11 @@ class Arrays:
 
     Attributes:
       inputs: uint8 or floating point, [examples, ...].
-      labels: Integers in [0, num_classes), [examples].
+      labels: Integers in [0, num_classes), [examples]; None: there are none.
       num_classes: How many classes there are, where known.
       class_names: One name for each class, where known.
+      extra: Other arrays by key, [examples, ...]: passed on into each batch as they
+        are stored, such as ``loss_mask`` or the logits of a teacher.
 
     Example:
       >>> source = Arrays(np.zeros((3, 8, 8, 1), np.uint8), np.array([7, 0, 9]), 10)
@@ -62,49 +71,39 @@ class Arrays:
       (3, (8, 8, 1), 9)
       >>> source() is source
       True
+      >>> transfer = Arrays(np.zeros((3, 4)), extra={"weight": np.array([1, 0, 2])})
+      >>> sorted(transfer[2]), int(transfer[2]["weight"])
+      (['inputs', 'weight'], 2)
     """
 
     inputs: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None = None
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
-        inputs, labels = np.asarray(self.inputs), np.asarray(self.labels)
-        if inputs.dtype != np.uint8:
-            if inputs.dtype.kind not in "fV":  # V: bfloat16 of ml_dtypes
-                fail(
-                    "Arrays",
-                    "inputs",
-                    "be uint8 or floating point",
-                    inputs.dtype,
-                    "Convert them, so that nothing wraps around unnoticed.",
-                    TypeError,
-                )
-            inputs = inputs.astype(np.float32, copy=False)
-        if labels.dtype.kind not in "iu":
-            fail(
-                "Arrays",
-                "labels",
-                "be integers",
-                labels.dtype,
-                "Pass class indices, not one-hot rows or names.",
-                TypeError,
-            )
-        if labels.ndim != 1 or inputs.ndim < 1 or len(labels) != len(inputs):
-            fail(
-                "Arrays",
-                "labels",
-                "have one entry for each example of inputs",
-                f"labels {labels.shape} and inputs {inputs.shape}",
-                "Check that both came from the same split.",
-            )
+        inputs = _uint8_or_float32(np.asarray(self.inputs))
+        extra = {name: np.asarray(array) for name, array in self.extra.items()}
         object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "labels", labels.astype(np.int32))
+        object.__setattr__(self, "extra", extra)
         if self.num_classes is None and self.class_names:
             object.__setattr__(self, "num_classes", len(self.class_names))
-        # Checked at full width: int32 could wrap around into the range.
-        check_examples("Arrays", inputs, labels.astype(np.int64), self.num_classes)
+        rows: Rows = {"inputs": inputs}
+        if self.labels is not None:
+            labels = np.asarray(self.labels)
+            _check_labels(labels, inputs)
+            object.__setattr__(self, "labels", labels.astype(np.int32))
+            # Checked at full width: int32 could wrap around into the range.
+            rows["labels"] = labels.astype(np.int64)
+        check_examples("Arrays", rows, self.num_classes)
+        _check_extra(extra, len(inputs))
+
+    @property
+    def columns(self) -> Rows:
+        """All arrays, by the key that they have in an example."""
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return {"inputs": self.inputs, **labels, **self.extra}
 
     def __call__(self) -> Arrays:
         """Itself: there is nothing to open."""
@@ -112,15 +111,81 @@ class Arrays:
 
     def __len__(self) -> int:
         """How many examples there are."""
-        return len(self.labels)
+        return len(self.inputs)
 
     def __getitem__(self, index: int) -> Example:
         """Example ``index``, as views of the arrays."""
-        return {"inputs": self.inputs[index], "labels": self.labels[index]}
+        return {name: array[index] for name, array in self.columns.items()}
 
     def __iter__(self) -> Iterator[Example]:
         """All examples, in order."""
         return (self[i] for i in range(len(self)))
+
+
+def _uint8_or_float32(
+    inputs: Shaped[np.ndarray, "..."],
+) -> Shaped[np.ndarray, "examples *features"]:
+    if inputs.dtype != np.uint8:
+        if inputs.dtype.kind not in "fV":  # V: bfloat16 of ml_dtypes
+            fail(
+                "Arrays",
+                "inputs",
+                "be uint8 or floating point",
+                inputs.dtype,
+                "Convert them, so that nothing wraps around unnoticed.",
+                TypeError,
+            )
+        inputs = inputs.astype(np.float32, copy=False)
+    if inputs.ndim < 1:
+        fail(
+            "Arrays",
+            "inputs",
+            "have a first axis of examples",
+            f"shape {inputs.shape}",
+            "One example is inputs[None].",
+        )
+    return inputs
+
+
+def _check_labels(labels: np.ndarray, inputs: np.ndarray) -> None:
+    if labels.dtype.kind not in "iu":
+        fail(
+            "Arrays",
+            "labels",
+            "be integers",
+            labels.dtype,
+            "Pass class indices, not one-hot rows or names.",
+            TypeError,
+        )
+    if labels.ndim != 1 or len(labels) != len(inputs):
+        fail(
+            "Arrays",
+            "labels",
+            "have one entry for each example of inputs",
+            f"labels {labels.shape} and inputs {inputs.shape}",
+            "Check that both came from the same split.",
+        )
+
+
+def _check_extra(extra: Rows, num_examples: int) -> None:
+    for name, array in extra.items():
+        if name in ("inputs", "labels"):
+            fail(
+                "Arrays",
+                "extra",
+                "have other keys than inputs and labels",
+                repr(name),
+                "Pass it as the argument of that name.",
+            )
+        check_numbers("Arrays", name, array)
+        if array.ndim < 1 or len(array) != num_examples:
+            fail(
+                "Arrays",
+                name,
+                f"have one entry for each of the {num_examples} examples",
+                f"shape {array.shape}",
+                "Its first axis is the example.",
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +273,16 @@ def subset(source: Source, chosen: Int[np.ndarray, " chosen"]) -> Source:
       [6, 4]
     """
     if isinstance(source, Arrays):
-        return Arrays(
-            source.inputs[chosen],
-            source.labels[chosen],
-            source.num_classes,
-            source.class_names,
-        )
+        rows = read_rows(source, chosen)
+        return _arrays(rows, source.num_classes, source.class_names)
     return Subset(source, chosen)
+
+
+def _arrays(
+    rows: Rows, num_classes: int | None, class_names: tuple[str, ...]
+) -> Arrays:
+    extra = {k: x for k, x in rows.items() if k not in ("inputs", "labels")}
+    return Arrays(rows["inputs"], rows.get("labels"), num_classes, class_names, extra)
 
 
 def num_classes_of(source: Source) -> int | None:
@@ -230,37 +298,18 @@ def read_examples(source: Any, indices: Sequence[int]) -> Sequence[Any]:
     return [source[i] for i in indices]
 
 
-def read_rows(
-    source: Source, indices: Int[np.ndarray, " rows"]
-) -> tuple[Shaped[np.ndarray, "rows *features"], Int[np.ndarray, " rows"]]:
-    """The inputs and the labels of several examples, stacked.
+def read_rows(source: Source, indices: Int[np.ndarray, " rows"]) -> Rows:
+    """Several examples, stacked: an array for each of their keys.
 
     Example:
       >>> source = Arrays(np.zeros((3, 4), np.uint8), np.array([7, 8, 9]))
-      >>> inputs, labels = read_rows(source, np.array([2, 0]))
-      >>> inputs.shape, labels.tolist()
+      >>> rows = read_rows(source, np.array([2, 0]))
+      >>> rows["inputs"].shape, rows["labels"].tolist()
       ((2, 4), [9, 7])
     """
     if isinstance(source, Arrays):
-        return source.inputs[indices], source.labels[indices]
+        return {name: array[indices] for name, array in source.columns.items()}
     return stack_examples(read_examples(source, indices.tolist()), indices)
-
-
-def stack_examples(
-    examples: Sequence[Example], indices: Int[np.ndarray, " rows"]
-) -> tuple[Shaped[np.ndarray, "rows *features"], Int[np.ndarray, " rows"]]:
-    """Examples as rows of arrays; ``indices`` name them if they do not fit."""
-    rows = [np.asarray(example["inputs"]) for example in examples]
-    for i, row in zip(indices, rows, strict=True):
-        if row.shape != rows[0].shape or row.dtype != rows[0].dtype:
-            fail(
-                "Loader",
-                "inputs",
-                f"have one shape and dtype, {rows[0].shape} {rows[0].dtype}",
-                f"{row.shape} {row.dtype} at example {i}",
-                "Crop or pad them in Loader(transforms=...).",
-            )
-    return np.stack(rows), np.array([int(e["labels"]) for e in examples], np.int32)
 
 
 def labels_of(source: Source) -> Int[np.ndarray, " examples"]:
@@ -270,13 +319,23 @@ def labels_of(source: Source) -> Int[np.ndarray, " examples"]:
       >>> labels_of(Arrays(np.zeros((2, 1), np.uint8), np.array([3, 1]))).tolist()
       [3, 1]
     """
-    if isinstance(source, Arrays):
+    check_labelled("labels_of", source, "Nothing in this source is labelled.")
+    if isinstance(source, Arrays) and source.labels is not None:
         return source.labels
     if isinstance(source, Subset):
         return labels_of(source.source)[source.chosen]
     if isinstance(source, Records) and source.read_labels is not None:
         return source.read_labels()
-    return np.array([int(source[i]["labels"]) for i in range(len(source))], np.int32)
+    labels = [source[i].get("labels") for i in range(len(source))]
+    if None in labels:
+        fail(
+            "labels_of",
+            "examples",
+            "all have labels",
+            f"none at example {labels.index(None)}",
+            "Make two sources, one with labels and one without.",
+        )
+    return np.array([int(label) for label in labels], np.int32)
 
 
 def load_in_memory(source: Source) -> Arrays:
@@ -300,10 +359,32 @@ def load_in_memory(source: Source) -> Arrays:
         read_rows(source, np.arange(start, min(start + 1024, len(source))))
         for start in range(0, len(source), 1024)
     ]
-    inputs = np.concatenate([part[0] for part in parts])
-    labels = np.concatenate([part[1] for part in parts])
     class_names = getattr(source, "class_names", ())
-    return Arrays(inputs, labels, num_classes_of(source), class_names)
+    return _arrays(concatenated(parts), num_classes_of(source), class_names)
+
+
+def check_labelled(function: str, source: Source, remedy: str) -> None:
+    """A source has labels, by its first example; an empty one may have them.
+
+    Args:
+      function: Who asks, for the message.
+      source: The source.
+      remedy: What to do without labels.
+    """
+    whole = source
+    while isinstance(whole, Subset):
+        whole = whole.source
+    if isinstance(whole, Records) and whole.read_labels is not None:
+        return
+    if len(whole) and "labels" not in (example := whole[0]):
+        fail(
+            function,
+            "source",
+            "have labels",
+            f"{type(whole).__name__} of {len(whole)} examples with the keys "
+            f"{sorted(example)}",
+            remedy,
+        )
 
 
 def check_not_empty(function: str, source: Source) -> None:
@@ -315,46 +396,4 @@ def check_not_empty(function: str, source: Source) -> None:
             "have at least one example",
             0,
             "Check its split, its slice and the classes that were left out.",
-        )
-
-
-def check_examples(
-    function: str,
-    inputs: Shaped[np.ndarray, "batch *features"],
-    labels: Int[np.ndarray, " batch"],
-    num_classes: int | None,
-    index: Int[np.ndarray, " batch"] | None = None,
-) -> None:
-    """Inputs are finite and labels lie in [0, num_classes); names the first example.
-
-    Args:
-      function: Who asks, for the message.
-      inputs: The examples.
-      labels: Their labels.
-      num_classes: How many classes there are; None checks the lower end only.
-      index: The examples' positions in the source; 0, 1, 2, ... if None.
-    """
-    high = np.iinfo(np.int32).max if num_classes is None else num_classes
-    bad = np.flatnonzero((labels < 0) | (labels >= high))
-    if len(bad):
-        at = bad[0] if index is None else index[bad[0]]
-        fail(
-            function,
-            "labels",
-            f"lie in [0, {high})",
-            f"{labels[bad[0]]} at example {at} ({len(bad)} such labels)",
-            "Check num_classes, or leave these examples out.",
-        )
-    if inputs.dtype == np.uint8:
-        return
-    finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)
-    bad = np.flatnonzero(~finite)
-    if len(bad):
-        at = bad[0] if index is None else index[bad[0]]
-        fail(
-            function,
-            "inputs",
-            "be finite",
-            f"nan or inf at example {at} ({len(bad)} such examples)",
-            "Clean or drop these examples.",
         )

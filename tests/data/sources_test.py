@@ -106,9 +106,9 @@ def test_loading_reads_everything_in_bulk_and_keeps_the_names():
 def test_a_subset_of_records_is_read_in_bulk_too():
     storage = Bulk([arrays()[i] for i in range(5)])
     source = subset(Records(storage, dict), np.array([3, 1]))
-    inputs, labels = read_rows(source, np.array([1, 0, 1]))
-    assert inputs.tolist() == [[2, 3], [6, 7], [2, 3]]
-    assert labels.tolist() == [1, 0, 1]
+    rows = read_rows(source, np.array([1, 0, 1]))
+    assert rows["inputs"].tolist() == [[2, 3], [6, 7], [2, 3]]
+    assert rows["labels"].tolist() == [1, 0, 1]
     assert storage.calls == [[1, 3, 1]]
 
 
