@@ -98,8 +98,9 @@ class Config:
     """How many of the newest checkpoints stay on disk, besides the best."""
     select: str | None = "accuracy"
     """Measure on `validation` by which the checkpoint is chosen; None: the last."""
-    select_mode: Literal["max", "min"] = "max"
-    """Whether the largest or the smallest value of `select` is the best."""
+    select_mode: Literal["max", "min"] | None = None
+    """Whether the largest or the smallest value of `select` is the best; None: as the
+    measure says."""
     baseline: str | None = None
     """Name of the arm that this one is compared with, on the same budget."""
     description: str = ""
@@ -128,14 +129,14 @@ class Config:
                     "Change it in the config or on the command line.",
                 )
         for name, choices in (
-            ("select_mode", ("max", "min")),
+            ("select_mode", (None, "max", "min")),
             ("compute_dtype", ("float32", "bfloat16")),
         ):
             if getattr(self, name) not in choices:
                 fail(
                     "Config",
                     name,
-                    f"be one of {', '.join(choices)}",
+                    f"be one of {', '.join(map(str, choices))}",
                     repr(getattr(self, name)),
                     "Check its spelling.",
                 )
@@ -173,6 +174,10 @@ RESUMABLE = frozenset(
 )
 
 
+# How a name that is defined in a config file begins: then the path, a colon, the name.
+_FILE = "_distilljax_config:"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A config file: its default config and its arms, as functions of the seed."""
@@ -185,7 +190,7 @@ class Experiment:
 @functools.cache
 def load_module(path: Path) -> ModuleType:
     """Run a Python file as a module, once; for config files and what they share."""
-    name = f"_distilljax_config:{path.resolve()}"
+    name = f"{_FILE}{path.resolve()}"
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         fail(
@@ -202,7 +207,16 @@ def load_module(path: Path) -> ModuleType:
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """Load a config file."""
+    """Load a config file.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "mine.py"
+      ...     _ = path.write_text("def config(seed=0): return {'seed': seed}")
+      ...     load_experiment(path).config(3)
+      {'seed': 3}
+    """
     path = Path(path)
     module = load_module(path)
     if not callable(getattr(module, "config", None)):
@@ -238,6 +252,10 @@ def to_json(x: Any) -> Any:
     """A config as JSON: dataclasses, functions and classes by their import path.
 
     Arrays become a digest: it tells whether they are the same, and cannot be read back.
+
+    Example:
+      >>> to_json({"optimizer": AdamW, "widths": (32, 16)})
+      {'optimizer': {'_ref': 'distilljax.optimizers:AdamW'}, 'widths': [32, 16]}
     """
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         fields = {f.name: to_json(getattr(x, f.name)) for f in dataclasses.fields(x)}
@@ -276,9 +294,8 @@ def to_json(x: Any) -> Any:
 
 def _import(reference: str) -> Any:
     module, _, name = reference.rpartition(":")
-    prefix = "_distilljax_config:"
-    if module.startswith(prefix):
-        found: Any = load_module(Path(module.removeprefix(prefix)))
+    if module.startswith(_FILE):
+        found: Any = load_module(Path(module.removeprefix(_FILE)))
     else:
         found = importlib.import_module(module)
     for part in name.split("."):
@@ -336,7 +353,15 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, str]:
             inner = f"{path}.{key}" if path else key
             found |= differences(old.get(key), new.get(key), inner)
         return found
-    return {} if old == new else {path: f"{old!r} -> {new!r}"}
+    same = _without_folder(old) == _without_folder(new)
+    return {} if same else {path: f"{old!r} -> {new!r}"}
+
+
+def _without_folder(x: Any) -> Any:
+    """A reference into a config file without the folder: a file may be moved."""
+    if isinstance(x, str) and x.startswith(_FILE):
+        return _FILE + x.rpartition("/")[2]
+    return x
 
 
 def resumable(path: str) -> bool:

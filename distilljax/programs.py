@@ -219,7 +219,8 @@ class Student:
             arrays["teacher"] = found.teacher_predictions
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        names = getattr(source, "class_names", None) or ()
+        num_classes = len(found.student["per_class"]["count"])
+        names = getattr(source, "class_names", None) or range(num_classes)
         return {
             "num_examples": found.student["num_examples"],
             "class_names": [str(name) for name in names],

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -69,8 +70,32 @@ def claim(workdir: Path, saved: Any) -> Iterator[None]:
         yield
 
 
+def check_same_student(workdir: Path, saved: Any) -> None:
+    """Raise if the run in a folder has another student than a config, given as JSON."""
+    old = read_json(workdir / "config.json")
+    parts = ("student", "trainable", "ema_decay")
+    changed = differences({p: old[p] for p in parts}, {p: saved[p] for p in parts})
+    if changed:
+        listed = "; ".join(f"{path}: {change}" for path, change in changed.items())
+        fail(
+            "evaluate",
+            "--workdir",
+            "hold a run of the config's student",
+            f"{str(workdir)!r}, which differs in {listed}",
+            "Name the config and the arm with which it was trained.",
+        )
+
+
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
+    if re.match(r"[a-z0-9]+:/", str(workdir)):
+        fail(
+            "train",
+            "--workdir",
+            "be a path",
+            repr(str(workdir)),
+            "Mount the bucket, and name the path under which it is mounted.",
+        )
     # the lock of a new folder is the first thing written: not into somebody's files
     if workdir.is_dir() and not (workdir / "config.json").exists():
         files = (p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock")

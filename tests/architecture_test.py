@@ -31,7 +31,7 @@ LAYERS = [
         "objectives", "teachers", "students", "rollouts", "models", "data", "config",
         "metrics", "optimizers", "sharding", "checkpoints",
     },
-    {"train", "programs", "workdir", "evaluation", "planning"},
+    {"train", "run", "programs", "workdir", "evaluation", "planning"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
@@ -40,9 +40,11 @@ LAYERS = [
 SIBLINGS = {
     ("config", "optimizers"): "a config's default optimizer is a real one",
     ("config", "sharding"): "a config holds the rules by which parameters are placed",
-    ("train", "programs"): "the loop runs the programs that are compiled there",
+    ("train", "run"): "the loop is the order in which the parts of a run act",
+    ("train", "programs"): "the loop shares the programs of several runs",
+    ("run", "programs"): "a run uses the programs that are compiled there",
+    ("run", "workdir"): "a run describes itself in its working directory",
     ("train", "workdir"): "the loop claims and describes its working directory",
-    ("train", "evaluation"): "training measures the student while it runs",
     ("programs", "evaluation"): "the evaluator is one of the compiled programs",
     ("programs", "workdir"): "a teacher is the run of another working directory",
 }

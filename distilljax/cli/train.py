@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distilljax._checks import fail
 from distilljax.cli.multihost import initialize
 from distilljax.cli.overrides import Planned, make_parser, parse, parse_seeds, plan
 from distilljax.evaluation.statistics import paired_difference, spread
@@ -49,7 +50,16 @@ def main(argv: Sequence[str]) -> int:
     elif not single:
         arms = list(experiment.arms(0)) or None
     planned = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
-    return _train_all(planned, Path(args.workdir), single, args.profile)
+    root = Path(args.workdir)
+    if not single and (root / "config.json").exists():
+        fail(
+            "train",
+            "--workdir",
+            "hold no single run where there are --seeds or --arms",
+            repr(args.workdir),
+            "Choose another folder: each run gets one of its own in it.",
+        )
+    return _train_all(planned, root, single, args.profile)
 
 
 def _train_all(

@@ -1,0 +1,304 @@
+"""The parts of one run; `train.train` is the order in which they act."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distilljax._checks import fail
+from distilljax.checkpoints import Checkpoints
+from distilljax.config import Config
+from distilljax.metrics import (
+    NonFiniteError,
+    Writer,
+    open_writers,
+    trace_steps,
+    write_atomically,
+)
+from distilljax.programs import Programs, batch_shapes, this_process
+from distilljax.workdir import machine, read_json, today, versions
+
+# What the validation split is measured by, and which value is the best; the last two
+# need a teacher.
+SELECTABLE = {
+    "accuracy": "max",
+    "nll": "min",
+    "ece": "min",
+    "kl_to_teacher": "min",
+    "agreement": "max",
+}
+
+
+class Run:
+    """One run: what it needs, what it checks, what it writes."""
+
+    def __init__(
+        self,
+        config: Config,
+        saved: Any,
+        workdir: Path,
+        programs: Programs,
+        mesh: Mesh,
+        arm: str,
+    ):
+        self.config, self.saved, self.workdir, self.arm = config, saved, workdir, arm
+        self.programs = programs
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self.source = self.open(config.data)
+        self.teacher = programs.teacher(config, mesh)
+        self.student = programs.student(config, mesh)
+        self.iterator = config.loader(self.source, seed=config.seed, **this_process())
+        self.training = programs.training(config, mesh)
+
+    def open(self, part: Any) -> Any:
+        """A source of the config."""
+        in_memory = getattr(self.config.loader, "in_memory", None)
+        return self.programs.source(part, in_memory)
+
+    # --- before the loop --------------------------------------------------------------
+
+    def finished(self) -> dict[str, Any] | None:
+        """The results of a run that already has all its steps."""
+        path = self.workdir / "results.json"
+        if path.exists():
+            results = read_json(path)
+            if results["steps"] == self.config.steps:
+                return {**results, "already_finished": True}
+        return None
+
+    def check(self) -> None:
+        """Whatever can be found wrong before anything is computed or written."""
+        before = self.iterator.get_state()
+        batch = batch_shapes(next(self.iterator))
+        self.iterator.set_state(before)
+        self.student.check(self.config, self.source, batch)
+        self.training.check(batch)
+        for part in (self.config.validation, self.config.test):
+            if part is not None:
+                next(self.config.loader.eval_batches(self.open(part), batch_size=1))
+        known = list(SELECTABLE) if self.teacher else list(SELECTABLE)[:3]
+        if self.config.select not in (None, *known):
+            fail(
+                "train",
+                "--select",
+                f"be None or one of {', '.join(known)}",
+                repr(self.config.select),
+                "These are measured on the validation split.",
+            )
+        if self.config.select and self.config.select_mode not in (
+            None,
+            SELECTABLE[self.config.select],
+        ):
+            fail(
+                "train",
+                "--select-mode",
+                f"be {SELECTABLE[self.config.select]} for {self.config.select}",
+                self.config.select_mode,
+                "Leave it out: the measure says which value is the best.",
+            )
+
+    def open_checkpoints(self) -> Checkpoints:
+        """The checkpoints of this run."""
+        self.checkpoints = Checkpoints(
+            self.workdir / "checkpoints",
+            select=self.config.select,
+            mode=SELECTABLE.get(self.config.select or "", "max"),
+            keep_last=self.config.keep_last,
+        )
+        return self.checkpoints
+
+    def restore_or_init(self) -> tuple[Any, int]:
+        """The state of the newest checkpoint, or a new one."""
+        step = self.checkpoints.latest()
+        if step is None:
+            return self.training.init(self.config.seed), 0
+        if step > self.config.steps:
+            fail(
+                "train",
+                "--steps",
+                f"be at least {step}, which this run has made",
+                self.config.steps,
+                "Choose another folder for a shorter run.",
+            )
+        state, meta = self.checkpoints.restore(step, self.training.like)
+        expected = None if self.teacher is None else self.teacher.fingerprint
+        if meta["teacher"] != expected:
+            fail(
+                "train",
+                "the teacher",
+                f"be the one that {str(self.workdir)!r} began with, {meta['teacher']}",
+                expected,
+                "Restore that teacher, or choose another folder.",
+            )
+        self.iterator.set_state(meta["data"])
+        self.seconds_before = meta["seconds"]
+        return state, step
+
+    def begin(self) -> None:
+        """Write the config down; set results of fewer steps aside."""
+        if jax.process_index() == 0:
+            write_atomically(
+                self.workdir / "config.json", json.dumps(self.saved, indent=1) + "\n"
+            )
+            for name in ("results.json", "predictions.npz"):
+                if (old := self.workdir / name).exists():
+                    old.replace(self.workdir / f"previous_{name}")
+
+    # --- inside the loop --------------------------------------------------------------
+
+    def seconds(self) -> float:
+        """Time spent in this run, over all its parts."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @contextlib.contextmanager
+    def writers(
+        self, title: str | None, start: int
+    ) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+        """A function that gives a split's record to every writer.
+
+        A step that is not finite ends the run here, with what is known about it.
+        """
+        title = title or self.config.name
+        writers: tuple[Writer, ...] = ()
+
+        def log(split: str, record: dict[str, Any]) -> None:
+            if record:
+                for writer in writers:
+                    writer.write({"seconds": self.seconds(), "split": split, **record})
+
+        with contextlib.ExitStack() as stack:
+            writers = open_writers(self.workdir, title, self.config.steps, start)
+            for writer in writers:
+                stack.callback(writer.close)
+            try:
+                yield log
+            except NonFiniteError as error:
+                error.args = (f"{error.args[0]} {self.why_not_finite(error)}",)
+                raise
+
+    def read(self, batches: Any, step: int) -> Any:
+        """The next batch, or an error that says for which step it was read."""
+        try:
+            return next(batches)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} This was read ahead of step {step}. {self.last_good()}"
+            ) from error
+
+    def last_good(self) -> str:
+        """Which checkpoint a run that cannot go on has left."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return "No checkpoint was written before it."
+        return f"The checkpoint of step {latest} is from before it, and good."
+
+    def profile(self, enabled: bool, start: int) -> Any:
+        """A context for each step, some of which are traced if that is asked for."""
+        enabled = enabled and jax.process_index() == 0
+        directory = self.workdir / "profile" if enabled else None
+        return trace_steps(directory, start, self.config.steps)
+
+    def validate(
+        self, log: Callable[[str, dict[str, Any]], None], step: int, state: Any
+    ) -> dict[str, float] | None:
+        """Measures on the validation split, if there is one."""
+        if self.config.validation is None:
+            return None
+        source = self.open(self.config.validation)
+        found = self.student.evaluate(self.config, *_evaluated(state), source).student
+        numbers = {k: v for k, v in found.items() if isinstance(v, float)}
+        log("validation", {"step": step, **numbers})
+        return numbers
+
+    def saves(self, step: int, numbers: dict[str, float] | None) -> bool:
+        """True if a checkpoint is due: by the clock, or as the best so far."""
+        due = step % self.config.checkpoint_every_steps == 0
+        return due or self.checkpoints.improves(step, numbers)
+
+    def save(
+        self, step: int, state: Any, data: Any, numbers: dict[str, float] | None
+    ) -> None:
+        """Start writing a checkpoint of everything but the teacher."""
+        meta = {
+            "data": data,
+            "teacher": None if self.teacher is None else self.teacher.fingerprint,
+            "seconds": self.seconds(),
+            "config": self.saved,
+            "versions": versions(),
+        }
+        self.checkpoints.save(step, state, meta, numbers)
+
+    def why_not_finite(self, error: NonFiniteError) -> str:
+        """Which examples, whether they are the cause, and what is still good."""
+        index = [] if error.index is None else error.index.tolist()
+        bad = [
+            i
+            for i in index
+            if not np.all(np.isfinite(np.asarray(self.source[i]["inputs"], np.float64)))
+        ]
+        shown = ", ".join(map(str, index[:20])) + (", ..." if len(index) > 20 else "")
+        cause = (
+            f"The inputs of examples {bad[:20]} are not finite: leave them out."
+            if bad
+            else "Their inputs are finite: lower the learning rate, clip the gradient "
+            "(--optimizer.clip-norm=1), or check the loss."
+        )
+        good = self.last_good()
+        return f"Its batch has the {len(index)} examples {shown}. {cause} {good}"
+
+    # --- after the loop ---------------------------------------------------------------
+
+    def results(self, state: Any) -> dict[str, Any]:
+        """Measure the best checkpoint on test data, and write it down."""
+        config = self.config
+        self.checkpoints.wait()
+        best_step, value = self.checkpoints.best() or (config.steps, None)
+        if best_step != int(state.step):
+            state, _ = self.checkpoints.restore(best_step, self.training.like)
+        results = {
+            "format": 1,
+            "name": config.name,
+            "arm": self.arm,
+            "seed": config.seed,
+            "baseline": config.baseline,
+            "description": config.description,
+            "expected": config.expected,
+            "focus_classes": list(config.focus_classes),
+            "steps": config.steps,
+            "examples_seen": config.steps * config.loader.batch_size,
+            "train_seconds": self.seconds(),
+            "selected": {
+                "step": best_step,
+                "metric": None if value is None else f"validation/{config.select}",
+                "value": value,
+            },
+            "versions": versions(),
+            "machine": machine(),
+            "date": today(),
+        }
+        predictions = None
+        if config.test is not None:
+            measured, predictions = self.student.measure(
+                config, *_evaluated(state), self.open(config.test)
+            )
+            results |= {"split": "test", **measured}
+        if jax.process_index() == 0:
+            if predictions is not None:
+                write_atomically(self.workdir / "predictions.npz", predictions)
+            text = json.dumps(results, indent=1) + "\n"
+            write_atomically(self.workdir / "results.json", text)
+        return results
+
+
+def _evaluated(state: Any) -> tuple[Any, Any]:
+    """The parameters that are measured, or their average if it is kept; the rest."""
+    return (state.params if state.ema is None else state.ema), state.rest
