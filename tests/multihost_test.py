@@ -1,9 +1,4 @@
-"""Several processes on one machine, through the real command line (gloo, loopback).
-
-Two processes with four devices each are one process with eight: the same parameters,
-the same metrics, the same files, written once. A run that one of them is told to stop is
-saved by both at the same step, and goes on in one process.
-"""
+"""Two processes of four devices each, as on two machines: gloo over the loopback."""
 
 from __future__ import annotations
 
@@ -13,114 +8,164 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from distilljax.config import load_experiment
-from distilljax.workdir import TrainedRun
+from tests.saved import saved_arrays, saved_steps
 
-REPO = Path(__file__).parents[1]
-CONFIG = REPO / "configs" / "digits" / "teacher.py"
-TIMEOUT_SECS = 300
 pytestmark = pytest.mark.slow
 
-
-def start(workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "distilljax", "train", str(CONFIG)]
-    fixed = ["--mesh=data=4,fsdp=2", "--loader.batch-size=64", "--log-every-steps=5"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "DISTILLJAX_TRACEBACK": "1",
-    }
-    return subprocess.Popen(
-        [*command, "--workdir", str(workdir), *fixed, *flags],
-        env=environment,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+REPOSITORY = Path(__file__).resolve().parents[1]
+DIGITS = str(REPOSITORY / "configs" / "digits" / "teacher.py")
+SHORT = ["--student.hidden", "32", "--student.dropout=0", "--student.input-dropout=0"]
+SHORT += ["--loader.batch-size=96", "--mesh=data=4,fsdp=2", "--log-every-steps=1"]
+SHORT += ["--checkpoint-every-steps=5", "--eval-every-steps=10"]
 
 
-def start_two(workdir: Path, *flags: str) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = ["--multihost", f"--coordinator=127.0.0.1:{port}", "--num-processes=2"]
-    return [
-        start(workdir, 4, *group, f"--process-id={index}", *flags) for index in (0, 1)
-    ]
+class Processes:
+    """``distilljax train`` in one or more processes; ended whatever happens."""
 
+    def __init__(self, count: int, workdir: Path, *words: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.outputs = [""] * count
+        self.running = []
+        self._readers = []
+        for i in range(count):
+            command = [sys.executable, "-m", "distilljax", "train", DIGITS, *SHORT]
+            command += ["--workdir", str(workdir), *words]
+            if count > 1:
+                command += ["--multihost", "--coordinator", f"127.0.0.1:{port}"]
+                command += ["--num-processes", str(count), "--process-id", str(i)]
+            devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // count)}
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **devices},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self.running.append(process)
+            reader = threading.Thread(target=self._read, args=(i, process))
+            reader.start()
+            self._readers.append(reader)
 
-def finish(*processes: subprocess.Popen) -> list[str]:
-    """Wait for all; none outlives the test, and none may have failed."""
-    try:
-        outputs = [p.communicate(timeout=TIMEOUT_SECS)[0] for p in processes]
-    finally:
-        for process in processes:
+    def _read(self, i: int, process: subprocess.Popen) -> None:
+        with process.stdout as lines:
+            for line in lines:
+                self.outputs[i] += line
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running:
             process.kill()
-    assert [p.returncode for p in processes] == [0] * len(processes), outputs
-    return outputs
+        for reader in self._readers:
+            reader.join(timeout=10)
+
+    def until(self, holds: Callable[[], bool], timeout_secs: float = 150) -> None:
+        deadline = time.monotonic() + timeout_secs
+        while not holds():
+            ended = [p.poll() for p in self.running]
+            assert ended == [None] * len(ended), (ended, self.outputs)
+            assert time.monotonic() < deadline, self.outputs
+            time.sleep(0.01)
+
+    def codes(self, timeout_secs: float = 150) -> list[int]:
+        deadline = time.monotonic() + timeout_secs
+        for process in self.running:
+            process.wait(timeout=max(1.0, deadline - time.monotonic()))
+        for reader in self._readers:
+            reader.join(timeout=10)
+        return [p.returncode for p in self.running]
 
 
-def records(workdir: Path) -> list[dict]:
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def run(count: int, workdir: Path, *words: str) -> list[str]:
+    with Processes(count, workdir, *words) as processes:
+        assert processes.codes() == [0] * count, processes.outputs
+        return processes.outputs
 
 
-def parameters(workdir: Path) -> list[np.ndarray]:
-    state = nnx.state(TrainedRun(str(workdir))(), nnx.Param)
-    return [np.asarray(x) for x in jax.tree.leaves(state)]
+def assert_close(a: Path, b: Path, step: int) -> None:
+    one, other = saved_arrays(a, step), saved_arrays(b, step)
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_allclose(
+            one[path], other[path], rtol=1e-5, atol=1e-5, err_msg=path
+        )
 
 
-def test_two_processes_equal_one(tmp_path):
-    flags = ("--steps=20", "--eval-every-steps=10")
-    outputs = finish(*start_two(tmp_path / "two", *flags))
-    finish(start(tmp_path / "one", 8, *flags))
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The reference: one process with eight devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run(1, workdir, "--steps=20")
+    return workdir
 
-    one, two = records(tmp_path / "one"), records(tmp_path / "two")
-    assert len(one) == len(two) == 6  # process 0 alone writes
-    timed = ("seconds", "examples_per_second")
-    for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {*timed, "split"}:
-            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, err_msg=name)
-    for a, b in zip(
-        parameters(tmp_path / "one"), parameters(tmp_path / "two"), strict=True
-    ):
-        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> tuple[Path, list[str]]:
+    workdir = tmp_path_factory.mktemp("together")
+    return workdir, run(2, workdir, "--steps=20")
+
+
+def test_two_processes_learn_what_one_learns(alone, together):
+    workdir, outputs = together
+    assert_close(alone, workdir, 20)
+    results = [json.loads((w / "results.json").read_text()) for w in (alone, workdir)]
+    assert results[0]["student"]["accuracy"] == results[1]["student"]["accuracy"]
+    assert results[0]["student"]["nll"] == pytest.approx(
+        results[1]["student"]["nll"], rel=1e-4
+    )
+    assert results[1]["machine"]["num_processes"] == 2
+    # process 0 alone speaks, and writes
+    assert "test accuracy" in outputs[0]
     assert "step 20/20" in outputs[0]
-    assert "step 20/20" not in outputs[1]
-    files = {p.name for p in (tmp_path / "two").iterdir()}
-    assert files == {p.name for p in (tmp_path / "one").iterdir()}
+    assert "accuracy" not in outputs[1]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    found = [(r["split"], r["step"]) for r in map(json.loads, lines)]
+    assert len(set(found)) == len(found) == 20 + 2
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
-def test_stopped_as_two_and_resumed_as_one(tmp_path):
-    processes = start_two(tmp_path, "--steps=100000", "--checkpoint-every-steps=100000")
-    deadline = time.monotonic() + TIMEOUT_SECS
-    path = tmp_path / "metrics.jsonl"
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline
-        assert processes[0].poll() is None, processes[0].communicate()
-        time.sleep(0.5)
-    processes[1].send_signal(signal.SIGTERM)  # to one of them alone
-    outputs = finish(*processes)
-    assert "stopped and saved at step" in outputs[0]
-    (saved,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
-    assert f"at step {saved} of" in outputs[0]
+def test_one_process_goes_on_where_two_stopped(together, tmp_path_factory):
+    """Also where the data goes on: the state does not know how many read it."""
+    workdir = tmp_path_factory.mktemp("more")
+    whole = tmp_path_factory.mktemp("whole")
+    run(1, whole, "--steps=30")
+    run(2, workdir, "--steps=20")
+    (output,) = run(1, workdir, "--steps=30")
+    assert "step 21/30" in output
+    assert "step 20/30" not in output
+    assert_close(whole, workdir, 30)
 
-    steps = saved + 5
-    (output,) = finish(start(tmp_path, 8, f"--steps={steps}"))
-    assert f"step {steps}/{steps}" in output
-    after = [r for r in records(tmp_path) if r["split"] == "train"]
-    assert [r["step"] for r in after if r["step"] > saved]
-    numbers = [r["step"] for r in after]
-    assert numbers == sorted(set(numbers))  # nothing is repeated
-    config = load_experiment(CONFIG).config(0)
-    assert len(parameters(tmp_path)) == 2 * (len(config.student.hidden) + 1)
+
+def test_sigterm_to_one_of_two_saves_the_same_step_on_both(tmp_path):
+    words = ["--steps=100000", "--checkpoint-every-steps=100000"]
+    words += ["--eval-every-steps=100000"]
+    with Processes(2, tmp_path, *words) as processes:
+        processes.until(lambda: "step 20/" in processes.outputs[0])
+        processes.running[1].send_signal(signal.SIGTERM)
+        assert processes.codes() == [0, 0], processes.outputs
+        (step,) = saved_steps(tmp_path)
+        assert f"stopped and saved at step {step} of 100000" in processes.outputs[0]
+    (output,) = run(1, tmp_path, f"--steps={step + 3}", *words[1:])
+    assert f"step {step + 1}/" in output
+
+
+def test_an_error_of_the_folder_ends_both(together):
+    """Process 0 refuses; the other must not wait for it."""
+    workdir, _ = together
+    before = (workdir / "config.json").read_bytes()
+    with Processes(2, workdir, "--steps=20", "--optimizer.b1=0.5") as processes:
+        assert processes.codes() == [1, 1], processes.outputs
+        assert "optimizer.b1: 0.9 -> 0.5" in processes.outputs[0]
+        assert "process 0" in processes.outputs[1]
+    assert (workdir / "config.json").read_bytes() == before

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from distilljax.programs import Programs, Training
 from distilljax.sharding import Rule, mesh_from_string
 from distilljax.train import SELECTABLE, evaluate, train
 from distilljax.workdir import TrainedRun
+from tests.saved import losses, records, saved_arrays
 
 TINY = Path(__file__).parent / "cli" / "tiny.py"
 
@@ -52,37 +52,9 @@ def all_devices():
     """On the eight simulated ones."""
 
 
-def records(workdir: Path, split: str) -> list[dict]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [r for r in map(json.loads, lines) if r["split"] == split]
-
-
-def losses(workdir: Path) -> dict[int, float]:
-    found = records(workdir, "train")
-    assert len({r["step"] for r in found}) == len(found), "a step was logged twice"
-    return {r["step"]: r["loss"] for r in found}
-
-
-def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, by path."""
-    from orbax.checkpoint import v1 as ocp
-
-    with warnings.catch_warnings(action="ignore"):  # the shardings are those on disk
-        path = str(workdir / "checkpoints" / str(step))
-        tree = ocp.load_checkpointables(path)["state"]
-    return {
-        jax.tree_util.keystr(path): np.asarray(
-            jax.random.key_data(x)
-            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-            else x
-        )
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 def assert_same_run(a: Path, b: Path, step: int) -> None:
     """Bit for bit: every array, and every loss on the way."""
-    left, right = arrays(a, step), arrays(b, step)
+    left, right = saved_arrays(a, step), saved_arrays(b, step)
     assert left.keys() == right.keys()
     for path in left:
         np.testing.assert_array_equal(left[path], right[path], err_msg=path)
@@ -125,7 +97,7 @@ def test_a_run_leaves_what_it_says(tmp_path, tiny, programs):
 def test_a_run_writes_these_names(tmp_path, tiny, programs):
     """A metric that is computed and dropped is missed by nobody, until it is needed."""
     train(tiny, tmp_path, programs=programs)
-    first, second = records(tmp_path, "train")[:2]
+    first, second = records(tmp_path)[:2]
     assert set(first) == {
         "step",
         "split",
@@ -176,7 +148,7 @@ def test_the_teacher_is_in_no_checkpoint_and_is_not_changed(tmp_path, tiny, prog
     teacher = replace(tiny.teacher, width=123)  # an axis that nothing else has
     tiny = replace(tiny, teacher=teacher)
     train(tiny, tmp_path, programs=programs)
-    found = arrays(tmp_path, 20)
+    found = saved_arrays(tmp_path, 20)
     assert not [path for path, x in found.items() if 123 in x.shape]
     assert max(x.size for x in found.values()) == 16 * 8  # the student's first kernel
     (loaded,) = [
@@ -297,7 +269,7 @@ def test_eight_devices_learn_what_four_by_two_learn(tmp_path, tiny):
     for mesh in ("data=8", "data=4,fsdp=2"):
         config = replace(quiet(tiny), mesh=mesh)
         train(config, tmp_path / mesh, programs=Programs())
-    a, b = (arrays(tmp_path / m, 20) for m in ("data=8", "data=4,fsdp=2"))
+    a, b = (saved_arrays(tmp_path / m, 20) for m in ("data=8", "data=4,fsdp=2"))
     for path in a:
         np.testing.assert_allclose(a[path], b[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
@@ -458,7 +430,7 @@ def test_the_best_checkpoint_is_measured_and_survives(tmp_path, tiny, programs):
 def test_the_moving_average_is_what_is_measured(tmp_path, tiny, programs):
     config = replace(tiny, ema_decay=0.9)
     results = train(config, tmp_path, programs=programs)
-    found = arrays(tmp_path, results["selected"]["step"])
+    found = saved_arrays(tmp_path, results["selected"]["step"])
     averaged = found["['ema']['layers']['0']['kernel']"]
     assert not np.array_equal(averaged, found["['params']['layers']['0']['kernel']"])
     assert results["student"]["parameters"] == 8 * 16 + 16 + 16 * 3 + 3

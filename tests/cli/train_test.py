@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from distilljax.cli import main
+from tests.saved import losses, records, saved_arrays, saved_steps
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -65,50 +66,15 @@ def interrupt(
     return finish(process)
 
 
-def train_records(workdir: Path) -> list[dict]:
-    try:
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # being written at this moment
-            continue
-        if record["split"] == "train":
-            found.append(record)
-    return found
-
-
 def last_step(workdir: Path) -> int:
-    return max((r["step"] for r in train_records(workdir)), default=0)
-
-
-def saved_steps(workdir: Path) -> list[int]:
-    found = (workdir / "checkpoints").glob("*")
-    return sorted(int(p.name) for p in found if p.name.isdigit())
+    return max((r["step"] for r in records(workdir)), default=0)
 
 
 def half_written(workdir: Path) -> list[Path]:
     return [p for p in (workdir / "checkpoints").glob("*") if not p.name.isdigit()]
 
 
-def arrays(workdir: Path) -> dict[str, np.ndarray]:
-    from orbax.checkpoint import v1 as ocp
-
-    path = workdir / "checkpoints" / str(STEPS)
-    tree = ocp.load_checkpointables(str(path))["state"]
-    found = {}
-    for key_path, x in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x = jax.random.key_data(x)
-        found[jax.tree_util.keystr(key_path)] = np.asarray(x)
-    return found
-
-
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_killed_interrupted_and_resumed_equals_never_stopped(tmp_path):
     """train(2N) == train(N) + kill -9 + resume, bit for bit, at several moments."""
     command = ["train", DIGITS, *SHORT, "--workdir"]
@@ -144,7 +110,7 @@ def test_killed_interrupted_and_resumed_equals_never_stopped(tmp_path):
     third = saved_steps(parts)[-1]
     assert second < third < STEPS
     assert f"stopped and saved at step {third} of {STEPS}" in out
-    assert train_records(parts)[-1]["step"] == third
+    assert records(parts)[-1]["step"] == third
 
     # 4. the rest
     code, _, err = finish(start(*command, str(parts)))
@@ -153,15 +119,12 @@ def test_killed_interrupted_and_resumed_equals_never_stopped(tmp_path):
     assert f"step {third}/{STEPS}" not in err
     assert not half_written(parts)
 
-    one, other = arrays(whole), arrays(parts)
+    one, other = saved_arrays(whole, STEPS), saved_arrays(parts, STEPS)
     assert one.keys() == other.keys()
     for path in one:
         np.testing.assert_array_equal(one[path], other[path], err_msg=path)
-    losses = [
-        [(r["step"], r["loss"]) for r in train_records(w)] for w in (whole, parts)
-    ]
-    assert [step for step, _ in losses[0]] == list(range(1, STEPS + 1))
-    assert losses[0] == losses[1]
+    assert list(losses(whole)) == list(range(1, STEPS + 1))
+    assert losses(whole) == losses(parts)
     results = [json.loads((w / "results.json").read_text()) for w in (whole, parts)]
     assert results[0]["student"]["nll"] == results[1]["student"]["nll"]
     assert results[0]["selected"] == results[1]["selected"]
@@ -226,7 +189,7 @@ def test_the_same_seed_is_the_same_student_in_every_arm(tmp_path, one_device):
     assert main(command) == 0
     entropies = []
     for arm in ("hard_labels", "distilled"):
-        first = train_records(tmp_path / arm / "seed_4")[0]
+        first = records(tmp_path / arm / "seed_4")[0]
         entropies.append(
             (first["student_entropy"], first["accuracy"], first["kl"])
             if "kl" in first
@@ -243,7 +206,7 @@ def test_an_override_reaches_the_run(tmp_path, one_device):
     assert saved["steps"] == 2
     assert saved["seed"] == 3
     assert saved["data"]["num_examples"] == 48
-    first = train_records(tmp_path)[0]
+    first = records(tmp_path)[0]
     # loss = kd_weight T^2 kd + ce_weight ce, with T = 1
     assert first["loss"] == pytest.approx(0.1 * first["kd"] + first["ce"], rel=1e-5)
 
