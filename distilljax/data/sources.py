@@ -326,7 +326,7 @@ def labels_of(source: Source) -> Int[np.ndarray, " examples"]:
         return labels_of(source.source)[source.chosen]
     if isinstance(source, Records) and source.read_labels is not None:
         return source.read_labels()
-    labels = [source[i].get("labels") for i in range(len(source))]
+    labels: list[Any] = [source[i].get("labels") for i in range(len(source))]
     if None in labels:
         fail(
             "labels_of",
