@@ -95,7 +95,7 @@ def test_axes_of_accuracy_end_at_100_percent(write_run, tmp_path):
     # The dots at 100 % are whole, and the teacher's name is under its line.
     assert not any(dots.get_clip_on() for dots in axes[0].collections)
     (name,) = [text for text in axes[0].texts if text.get_text() == "teacher"]
-    assert name.get_va() == "top"
+    assert name.get_verticalalignment() == "top"
 
 
 def test_an_arm_keeps_its_colour(experiment, write_run, tmp_path):
