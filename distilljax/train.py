@@ -67,6 +67,7 @@ def train(
       >>> results = train(config, f"{folder.name}/run")
       >>> results["student"]["accuracy"] > 0.8
       True
+      >>> folder.cleanup()
     """
     workdir, saved = Path(workdir), to_json(config)
     mesh = mesh_from_string(config.mesh)
@@ -140,6 +141,7 @@ def evaluate(
       >>> _ = train(config, f"{folder.name}/run")
       >>> evaluate(config, f"{folder.name}/run", split="validation")["num_examples"]
       197
+      >>> folder.cleanup()
     """
     root = Path(workdir) / "checkpoints"
     part = getattr(config, split)

@@ -640,4 +640,4 @@ def test_the_measures_that_may_be_selected_are_those_there_are(
     config = replace(tiny, teacher=None, objective=objectives.CrossEntropy())
     train(config, tmp_path, programs=programs)
     (first, *_) = records(tmp_path, "validation")
-    assert set(first) == {"step", "split", "seconds", *SELECTABLE[:3]}
+    assert set(first) == {"step", "split", "seconds", *list(SELECTABLE)[:3]}

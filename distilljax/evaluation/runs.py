@@ -122,7 +122,9 @@ def find_runs(workdirs: Sequence[str | Path]) -> tuple[list[Run], list[Path]]:
         root = workdir.resolve()
         results.update(root.rglob("results.json"))
         started.update(path.parent for path in root.rglob("metrics.jsonl"))
-    runs = [read_run(path) for path in sorted(results)]
+    found = {path: read_run(path) for path in sorted(results)}
+    runs = [run for run in found.values() if run is not None]
+    results = {path for path, run in found.items() if run is not None}
     seen: dict[tuple[str, str, int], Path] = {}
     for run in runs:
         other = seen.setdefault((run.name, run.arm, run.seed), run.path)
@@ -138,8 +140,11 @@ def find_runs(workdirs: Sequence[str | Path]) -> tuple[list[Run], list[Path]]:
     return runs, sorted(started - {path.parent for path in results})
 
 
-def read_run(path: Path) -> Run:
-    """Read and check one ``results.json``; errors name the file and the field."""
+def read_run(path: Path) -> Run | None:
+    """Read and check one ``results.json``; errors name the file and the field.
+
+    None for a run whose config has no test data: there is nothing to compare.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
@@ -149,6 +154,8 @@ def read_run(path: Path) -> Run:
             record.get("format") if isinstance(record, dict) else type(record).__name__
         )
         _broken(path, f"have format {FORMAT}", got)
+    if "student" not in record and "steps" in record:
+        return None
     for field, kinds in _FIELDS.items():
         if type(None) in kinds:
             record.setdefault(field, None)

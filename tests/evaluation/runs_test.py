@@ -155,3 +155,12 @@ def test_predictions(write_run):
         run.predictions()
     (folder / "predictions.npz").unlink()
     assert run.predictions() is None
+
+
+def test_a_run_without_test_data_is_left_out(tmp_path):
+    """`train` measures nothing then: there is nothing to compare, and nothing broken."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "results.json").write_text('{"format": 1, "name": "a", "steps": 5}')
+    (folder / "metrics.jsonl").write_text("")
+    assert find_runs([tmp_path]) == ([], [folder.resolve()])
