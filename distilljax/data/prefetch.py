@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ class DevicePrefetch:
         self._state = self._source_state()
         self._checked = False
 
-    def __iter__(self) -> Iterator[tuple[DeviceBatch, np.ndarray]]:
+    def __iter__(self) -> DevicePrefetch:
         """Itself."""
         return self
 
@@ -99,7 +99,7 @@ class DevicePrefetch:
 
 def prefetch_to_device(
     batches: Iterable[Batch], sharding: jax.sharding.Sharding, depth: int = 2
-) -> Iterator[tuple[DeviceBatch, np.ndarray]]:
+) -> DevicePrefetch:
     """Global arrays from each process's local batches, sent ahead of their use.
 
     Yields pairs: the batch as a dict of global `jax.Array`, and the local ``index``,
