@@ -91,6 +91,7 @@ class DistillStep:
         )
         student = as_outputs(outputs)
         teacher = batch.get("teacher")
+        teacher = teacher if teacher is None else as_outputs(teacher)
         if self.teacher_apply is not None:
             teacher = as_outputs(self.teacher_apply(teacher_state, seen))
         teacher = jax.lax.stop_gradient(shard_as_batch(teacher, self.batch_axes))

@@ -161,9 +161,9 @@ class Student:
         if z is None:
             return
         known = getattr(source, "num_classes", None)
-        highest = (
-            source.labels.max() if isinstance(source, Arrays) else (known or 0) - 1
-        )
+        highest = (known or 0) - 1
+        if isinstance(source, Arrays) and source.labels is not None:
+            highest = source.labels.max()
         if highest >= z.shape[-1]:
             fail(
                 "train",

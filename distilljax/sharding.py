@@ -48,7 +48,7 @@ class Rule:
 
 
 def mesh_from_string(
-    mesh: str = "data=-1", devices: Sequence[jax.Device] | None = None
+    mesh: str = "data=-1", devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh from text such as ``"data=4,fsdp=2,tensor=1"``.
 

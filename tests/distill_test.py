@@ -307,6 +307,8 @@ def test_signals_in_the_batch_replace_the_teacher(teacher):
     given, metrics = run(BOTH, None, student, batch | {"teacher": signal}, accumulate=2)
     assert_close(given.params, inline.params)
     assert_close(metrics, expected)
+    _, bare = run(BOTH, None, student, batch | {"teacher": signal.logits})
+    assert_close(bare, expected)
 
 
 def test_the_teacher_may_have_a_view_of_its_own(teacher):

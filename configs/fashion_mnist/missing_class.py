@@ -1,4 +1,4 @@
-"""The missing class on Fashion-MNIST, class 3, dress: as configs/mnist/missing_class.py.
+"""The missing class of Fashion-MNIST, 3, dress: as configs/mnist/missing_class.py.
 
     distilljax train configs/fashion_mnist/missing_class.py \
         --workdir runs/fashion_mnist/missing_class --seeds 0..5

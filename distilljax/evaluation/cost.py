@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 LATENCY_CALLS = 50
@@ -33,7 +34,7 @@ def cost(
     arrays = [
         x
         for x in jax.tree.leaves(state)
-        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     ]
     compiled = jax.jit(forward)
     analysis = compiled.lower(state, example).compile().cost_analysis() or {}

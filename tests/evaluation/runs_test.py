@@ -158,7 +158,7 @@ def test_predictions(write_run):
 
 
 def test_a_run_without_test_data_is_left_out(tmp_path):
-    """`train` measures nothing then: there is nothing to compare, and nothing broken."""
+    """`train` measures nothing then: nothing to compare, and nothing broken."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "results.json").write_text('{"format": 1, "name": "a", "steps": 5}')

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax.metrics import (
+    ConsoleWriter,
+    JsonlWriter,
+    NonFiniteError,
+    TensorBoardWriter,
+    Window,
+    open_writers,
+    trace_steps,
+    write_atomically,
+)
+from distilljax.typing import Mean
+
+
+def metrics(loss: float, **more: tuple[float, float]) -> dict[str, Mean]:
+    found = {"loss": Mean(jnp.float32(loss), jnp.float32(1))}
+    found["grad_norm"] = Mean(jnp.float32(1), jnp.float32(1))
+    return found | {
+        k: Mean(jnp.float32(s), jnp.float32(c)) for k, (s, c) in more.items()
+    }
+
+
+INDEX = np.arange(4)
+
+
+def test_a_window_divides_once():
+    """3 right of 4 and 0 right of 1 are 3 of 5, and not the mean of .75 and 0."""
+    window = Window()
+    window.add(1, metrics(2.0, accuracy=(3, 4)), INDEX)
+    window.add(2, metrics(4.0, accuracy=(0, 1)), INDEX)
+    record = window.flush()
+    assert record["step"] == 2
+    assert record["loss"] == 3.0
+    assert record["accuracy"] == pytest.approx(0.6)
+    assert record["examples_per_second"] > 0
+    assert window.flush() == {}
+    window.add(3, metrics(1.0, accuracy=(0, 0)), INDEX)
+    assert window.flush()["accuracy"] == 0.0  # nothing counted
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_the_first_step_that_is_not_finite_is_named(value):
+    window = Window()
+    for step, loss in enumerate([1.0, value, value], start=5):
+        window.add(step, metrics(loss), INDEX + step)
+    with pytest.raises(NonFiniteError, match=f"loss must be finite, got {value}") as e:
+        window.flush()
+    assert e.value.step == 6
+    assert e.value.index.tolist() == [6, 7, 8, 9]
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_too():
+    window = Window()
+    found = metrics(1.0)
+    found["grad_norm"] = Mean(jnp.float32(jnp.nan), jnp.float32(1))
+    window.add(1, found, INDEX)
+    with pytest.raises(NonFiniteError, match="grad_norm"):
+        window.flush()
+
+
+def test_lines_beyond_the_checkpoint_are_dropped_on_resumption(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path, 0)
+    for step in (1, 2, 3):
+        writer.write({"step": step, "split": "train", "loss": float(step)})
+    writer.close()
+    with path.open("a") as file:
+        file.write('{"step": 4, "split": "tra')  # killed while writing
+    writer = JsonlWriter(path, 2)
+    writer.write({"step": 3, "split": "train", "loss": float("nan")})
+    writer.close()
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r["step"] for r in found] == [1, 2, 3]
+    assert found[-1]["loss"] is None  # nan is no JSON
+    JsonlWriter(path, 0).close()
+    assert path.read_text() == ""  # a run that begins anew
+
+
+def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    TensorBoardWriter(tmp_path, 0).close()
+    writer = TensorBoardWriter(tmp_path, 7)
+    writer.write({"step": 8, "split": "train", "loss": 0.5, "seconds": 1.0})
+    writer.close()
+    restarts, tags = [], []
+    for path in tmp_path.iterdir():
+        blob = path.read_bytes()
+        while blob:
+            size = int.from_bytes(blob[:8], "little")
+            event = Event.FromString(blob[12 : 12 + size])
+            blob = blob[16 + size :]
+            if event.session_log.status == SessionLog.START:
+                restarts.append(event.step)
+            tags += [(value.tag, event.step) for value in event.summary.value]
+    assert restarts == [8]
+    assert tags == [("train/loss", 8)]
+
+
+RECORDS = [
+    {"step": 10, "split": "train", "loss": 0.5, "kd": 3e-5, "seconds": 1.0},
+    {"step": 10, "split": "validation", "accuracy": 0.75, "nll": 0.1, "seconds": 1.0},
+]
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    writer = ConsoleWriter("digits", 20, 0, stream)
+    for record in RECORDS:
+        writer.write(record)
+    writer.close()
+    assert stream.getvalue().splitlines() == [
+        "digits  step 10/20  train loss 0.5000  kd 3.000e-05",
+        "digits  step 10/20  validation accuracy 0.7500  nll 0.1000",
+    ]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_bar_on_a_terminal(monkeypatch, columns):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        writer = ConsoleWriter("a title of thirty characters..", 20, 5, stream)
+        for record in RECORDS:
+            writer.write(record)
+        writer.close()
+        shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).strip().split("\r")[-1]
+    assert "10/20" in last
+    assert "━" in last
+    # a narrow terminal cuts the title
+    assert ("a title of thirty characters.." in last) == (columns == 200)
+    assert ("a ti" in last) == (columns > 60)
+    assert "loss 0.5000 accuracy 0.7500" in last
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_atomically(path, "old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert open_writers(tmp_path, "title", 10, 0) == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "traced"),
+    [
+        (0, 100, range(11, 21)),
+        (50, 100, range(61, 71)),
+        (0, 12, range(3, 13)),
+        (0, 4, range(1, 5)),
+    ],
+)
+def test_ten_steps_are_traced_after_the_first_ones(
+    tmp_path, monkeypatch, start, stop, traced
+):
+    running, found = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: running.append(path))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: running.pop())
+    with trace_steps(tmp_path, start, stop) as trace:
+        for step in range(start + 1, stop + 1):
+            with trace(step, jnp.zeros(())):
+                found += [step] if running else []
+    assert found == list(traced)
+    assert running == []
+
+
+def test_nothing_is_traced_unless_asked():
+    with trace_steps(None, 0, 100) as trace:
+        for step in range(1, 100):
+            with trace(step, None):
+                pass

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from distilljax import data, objectives
+from distilljax.config import load_experiment
+from distilljax.programs import Programs, batch_shapes, check_sizes
+from distilljax.sharding import BATCH_AXES, Rule, mesh_from_string
+
+TINY = Path(__file__).parent / "cli" / "tiny.py"
+
+
+@pytest.fixture
+def tiny():
+    return load_experiment(TINY).config(0)
+
+
+@pytest.fixture
+def mesh():
+    return mesh_from_string("data=2", jax.devices()[:2])
+
+
+def test_seeds_and_data_share_everything_compiled(tiny, mesh):
+    programs = Programs()
+    first = programs.training(tiny, mesh)
+    other = replace(tiny, seed=1, data=replace(tiny.data, seed=5), steps=7)
+    assert programs.training(other, mesh) is first
+    assert programs.student(other, mesh) is programs.student(tiny, mesh)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": objectives.CrossEntropy()},
+        {"accumulate": 2},
+        {"ema_decay": 0.9},
+        {"compute_dtype": "bfloat16"},
+        {"student_rules": (Rule("kernel", (None, None)),)},
+        {"mesh": "data=-1,fsdp=1"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_the_step_is_another_step(tiny, mesh, change):
+    programs = Programs()
+    first = programs.training(tiny, mesh)
+    assert programs.training(replace(tiny, **change), mesh) is not first
+
+
+def test_arms_share_the_teacher_and_the_evaluation(tiny, mesh):
+    programs = Programs()
+    arm = replace(tiny, objective=objectives.CrossEntropy())
+    assert programs.training(arm, mesh) is not programs.training(tiny, mesh)
+    assert programs.student(arm, mesh) is programs.student(tiny, mesh)
+    assert programs.teacher(arm, mesh) is programs.teacher(tiny, mesh)
+
+
+def test_an_objective_without_a_teacher_does_not_pay_for_one(tiny, mesh):
+    programs = Programs()
+    arm = replace(tiny, objective=objectives.CrossEntropy())
+    assert programs.training(arm, mesh).step.teacher_apply is None
+    assert programs.training(tiny, mesh).step.teacher_apply is not None
+
+
+def test_a_teacher_is_put_onto_the_mesh_once(tiny):
+    """A teacher that was built on one device would be sent again in every step."""
+    mesh = mesh_from_string("data=2,fsdp=4")
+    config = replace(tiny, teacher=replace(tiny.teacher, width=256))
+    programs = Programs()
+    teacher = programs.teacher(config, mesh)
+    state = programs.training(config, mesh).step.teacher_state
+    for x in jax.tree.leaves(state):
+        assert x.sharding.device_set == set(mesh.devices.flat)
+    kernel = state["layers"][0]["kernel"]
+    assert kernel.shape == (8, 256)
+    assert kernel.sharding.shard_shape(kernel.shape) == (8, 64)
+    fresh = nnx.to_pure_dict(nnx.state(config.teacher()))
+    jax.tree.map(np.testing.assert_array_equal, state, fresh)
+    assert (
+        teacher.fingerprint
+        == Programs()
+        .teacher(config, mesh_from_string("data=1", jax.devices()[:1]))
+        .fingerprint
+    )
+
+
+def test_sources_are_opened_once_and_kept_as_the_loader_says(tiny):
+    opened = []
+
+    class Source:
+        def __call__(self):
+            opened.append(None)
+            return [{"inputs": np.zeros(2, np.uint8), "labels": 0}]
+
+    Source.__qualname__ = "Source"  # importable as far as to_json can see
+    part, programs = Source(), Programs()
+    key = Source
+    key.__module__ = __name__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distilljax.programs.to_json", lambda x: repr(x))
+        assert isinstance(programs.source(part), data.Arrays)
+        assert programs.source(part) is programs.source(part)
+        assert len(opened) == 1
+        assert isinstance(programs.source(part, False), list)
+        assert len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "evaluation", "accumulate", "message"),
+    [
+        ("data=2", 16, 16, 1, None),
+        ("data=2,fsdp=4", 16, 8, 2, None),
+        ("data=2,tensor=4", 2, 2, 1, None),  # tensor does not split the batch
+        ("data=2,fsdp=4", 12, 16, 1, "loader.batch_size"),
+        ("data=2,fsdp=4", 16, 12, 1, "eval_batch_size"),
+        ("data=2,fsdp=4", 24, 16, 2, "accumulate=2"),
+    ],
+)
+def test_batches_must_divide(tiny, mesh, batch, evaluation, accumulate, message):
+    config = replace(
+        tiny,
+        loader=data.Loader(batch_size=batch),
+        eval_batch_size=evaluation,
+        accumulate=accumulate,
+    )
+    count = 2 if mesh == "data=2" else 8
+    mesh = mesh_from_string(mesh, jax.devices()[:count])
+    if message is None:
+        check_sizes(config, mesh)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_sizes(config, mesh)
+
+
+def test_shapes_of_a_batch_are_those_that_are_sent(tiny):
+    mesh = mesh_from_string("data=8")
+    batch = next(tiny.loader(tiny.data(), seed=0))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXES))
+    sent, _ = next(data.prefetch_to_device([batch], sharding))
+    shapes = batch_shapes(batch)
+    assert {k: (x.shape, x.dtype) for k, x in sent.items()} == {
+        k: (x.shape, x.dtype) for k, x in shapes.items()
+    }
