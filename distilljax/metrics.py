@@ -158,42 +158,50 @@ class ConsoleWriter:
         self._title = title
         self._num_steps = num_steps
         self._stream = stream
-        self._bar = None
-        if stream.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[line]}"),
-                TimeRemainingColumn(),
-                console=Console(file=stream),
-            )
+        self._bar = _progress_bar(stream) if stream.isatty() else None
+        if self._bar is not None:
+            self._shown = {"train": "", "validation": ""}
             self._task = self._bar.add_task(
-                title, total=num_steps, completed=start, line=""
+                title, total=num_steps, completed=start, **self._shown
             )
             self._bar.start()
 
     def write(self, record: Record) -> None:
-        """Show the record."""
-        line = format_record(record)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record["step"], line=line)
-        else:
+        """Show the record: what matters most in the bar, all of it in a line."""
+        if self._bar is None:
             where = f"{self._title}  step {record['step']}/{self._num_steps}"
-            print(f"{where}  {line}", file=self._stream, flush=True)
+            line = f"{where}  {format_record(record)}"
+            print(line, file=self._stream, flush=True)
+            return
+        name = "loss" if record["split"] == "train" else "accuracy"
+        if name in record:
+            # no room for more: the rest is in metrics.jsonl and in TensorBoard
+            self._shown[record["split"]] = f"{name} {record[name]:.4f}"
+        self._bar.update(self._task, completed=record["step"], **self._shown)
 
     def close(self) -> None:
         """Leave the last state of the bar on the screen."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def _progress_bar(stream: Any) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    # A narrow terminal cuts the title, and nothing else.
+    title = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    return Progress(
+        TextColumn("{task.description}", table_column=title),
+        BarColumn(bar_width=16),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[train]}"),
+        TextColumn("{task.fields[validation]}"),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+        expand=True,
+    )
 
 
 def format_record(record: Mapping[str, Any]) -> str:

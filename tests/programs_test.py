@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -89,25 +89,25 @@ def test_a_teacher_is_put_onto_the_mesh_once(tiny):
     )
 
 
-def test_sources_are_opened_once_and_kept_as_the_loader_says(tiny):
-    opened = []
+OPENED = []
 
-    class Source:
-        def __call__(self):
-            opened.append(None)
-            return [{"inputs": np.zeros(2, np.uint8), "labels": 0}]
 
-    Source.__qualname__ = "Source"  # importable as far as to_json can see
-    part, programs = Source(), Programs()
-    key = Source
-    key.__module__ = __name__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distilljax.programs.to_json", lambda x: repr(x))
-        assert isinstance(programs.source(part), data.Arrays)
-        assert programs.source(part) is programs.source(part)
-        assert len(opened) == 1
-        assert isinstance(programs.source(part, False), list)
-        assert len(opened) == 2
+@dataclass(frozen=True)
+class Counted:
+    """Counts how often it is opened."""
+
+    def __call__(self):
+        OPENED.append(None)
+        return [{"inputs": np.zeros(2, np.uint8), "labels": 0}]
+
+
+def test_sources_are_opened_once_and_kept_as_the_loader_says():
+    programs = Programs()
+    assert isinstance(programs.source(Counted()), data.Arrays)
+    assert programs.source(Counted()) is programs.source(Counted())
+    assert len(OPENED) == 1
+    assert isinstance(programs.source(Counted(), in_memory=False), list)
+    assert len(OPENED) == 2
 
 
 @pytest.mark.parametrize(

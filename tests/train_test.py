@@ -405,7 +405,6 @@ def test_the_best_checkpoint_is_measured_and_survives(tmp_path, tiny, programs):
         checkpoint_every_steps=1,
         eval_every_steps=2,
         select="nll",
-        select_mode="min",
     )
     results = train(config, tmp_path, programs=programs)
     validated = {r["step"]: r["nll"] for r in records(tmp_path, "validation")}
