@@ -226,8 +226,8 @@ def _unknown(
     # the shared beginning would make everything in the group look alike
     names = {k[len(group + dot) :]: k for k in siblings}
     names |= {} if dot else {flag.lstrip("-"): flag.lstrip("-") for flag in flags}
-    near = [names[name] for name in difflib.get_close_matches(last, names)]
-    near += [k for k in known if k.rpartition(".")[2] == last]
+    near = [k for k in known if k.rpartition(".")[2] == last]
+    near += [names[name] for name in difflib.get_close_matches(last, names)]
     if inside:
         hint = f"It is a part of the config; set its fields: --{', --'.join(inside)}."
     elif near:
