@@ -28,7 +28,7 @@ def tiny():
         ("--objective.kd-weight=0.25", lambda c: c.objective.kd_weight == 0.25),
         ("--loader.shuffle=False", lambda c: c.loader.shuffle is False),
         ("--loader.in-memory=None", lambda c: c.loader.in_memory is None),
-        ("--optimizer.learning-rate.end=3", lambda c: c.optimizer.learning_rate.end == 3),
+        ("--optimizer.weight-decay=3", lambda c: c.optimizer.weight_decay == 3),
         ("--optimizer.clip-norm=1", lambda c: c.optimizer.clip_norm == 1.0),
         ("--teacher.width=5", lambda c: c.teacher.width == 5),
         ("--validation.num-examples=9", lambda c: c.validation.num_examples == 9),
