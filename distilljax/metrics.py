@@ -21,8 +21,19 @@ from distilljax.typing import Mean
 
 Record = dict[str, Any]
 
-# How many steps the host may be ahead of the devices: each holds a batch there.
-MAX_LEAD = 8
+
+def max_lead() -> int:
+    """How many steps the host may be ahead of the devices: each holds a batch there.
+
+    None on simulated devices: they share one pool of threads, and steps in flight, each
+    waiting for the others of its collective, would starve each other for ever.
+
+    Example:
+      >>> max_lead() == (8 if jax.device_count() == 1 else 0)     # on a CPU
+      True
+    """
+    simulated = jax.default_backend() == "cpu" and jax.device_count() > 1
+    return 0 if simulated else 8
 
 
 class Window:
@@ -32,15 +43,12 @@ class Window:
         self._pending: list[tuple[int, dict[str, Mean], np.ndarray]] = []
         self._examples = 0
         self._since = time.perf_counter()
-        # Simulated devices share one pool of threads: steps in flight, each waiting for
-        # the others of its collective, would starve each other for ever.
-        simulated = jax.default_backend() == "cpu" and jax.device_count() > 1
-        self._max_lead = 0 if simulated else MAX_LEAD
+        self._max_lead = max_lead()
 
     def add(self, step: int, metrics: dict[str, Mean], index: np.ndarray) -> None:
         """Remember a step, and the examples of this process's rows of its batch.
 
-        Waits for the step `MAX_LEAD` before this one; nothing is fetched.
+        Waits for the step `max_lead` before this one; nothing is fetched.
         """
         self._pending.append((step, metrics, index))
         self._examples += len(index) * jax.process_count()

@@ -19,6 +19,7 @@ from distilljax._functional import (
     split_module,
 )
 from distilljax.evaluation.measures import measure, summarize
+from distilljax.metrics import max_lead
 from distilljax.sharding import replicated
 from distilljax.terms import as_outputs
 
@@ -80,7 +81,11 @@ class Evaluator:
         self, params: PyTree, rest: PyTree, teacher_state: PyTree, batches: Iterable
     ) -> Evaluation:
         """Run over device batches that have `inputs`, `labels` and `loss_mask`."""
-        results = [self._run(params, rest, teacher_state, batch) for batch in batches]
+        results, lead = [], max_lead()
+        for batch in batches:
+            results.append(self._run(params, rest, teacher_state, batch))
+            if len(results) > lead:
+                jax.block_until_ready(results[-1 - lead])
         if not results:
             raise ValueError(
                 "Evaluator: batches must hold at least one batch, got none. Check that "
