@@ -472,6 +472,8 @@ class Some:
             label = 3
         if self.bad == "huge" and i == 17:
             inputs = np.full(8, 1e30, np.float32)
+        if self.bad == "nan" and i == 17:
+            inputs = np.full(8, np.nan, np.float32)
         return {"inputs": inputs, "labels": label}
 
 
@@ -504,6 +506,19 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_cause(
         train(tiny, tmp_path)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_nan_in_the_data_is_named(tmp_path, tiny, in_memory):
+    """Before anything is computed, or where the example is first read."""
+    loader = replace(tiny.loader, in_memory=in_memory, shuffle=False, prefetch=1)
+    config = replace(tiny, data=Some("nan"), loader=loader, checkpoint_every_steps=1)
+    with pytest.raises(ValueError, match="nan or inf at example 17") as error:
+        train(config, tmp_path)
+    if in_memory:
+        assert not (tmp_path / "checkpoints").exists()
+    else:
+        assert "ahead of step" in str(error.value)
+
+
 def test_a_diverging_loss_is_never_saved(tmp_path, tiny):
     config = replace(
         quiet(tiny), optimizer=optimizers.SGD(1e30, momentum=0.0), objective=Cubed()
@@ -521,18 +536,6 @@ class Cubed:
         from distilljax import Term
 
         return {"cube": Term(student.logits.sum(-1) ** 3)}
-
-
-@dataclass(frozen=True)
-class Sampled(Cubed):
-    """Nan for one example, whatever the student says."""
-
-    def __call__(self, student, teacher, batch):
-        from distilljax import Term
-
-        return {
-            "log": Term(jnp.log(batch["inputs"][:, 0] - 1e29) * student.logits[:, 0])
-        }
 
 
 def changed(tiny: Config) -> dict[str, tuple[Config, str]]:

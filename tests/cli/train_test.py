@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from distilljax.cli import main
+from distilljax.programs import Training
 from tests.saved import losses, records, saved_arrays, saved_steps
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -404,6 +407,58 @@ def test_a_loss_that_is_not_finite_exits_with_1(tmp_path, capsys, one_device):
     assert "at step " in err
     assert "Its batch has the 16 examples" in err
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["truncated", "without metadata", "foreign"])
+def test_a_damaged_or_foreign_checkpoint_exits_with_1(
+    tmp_path, capsys, one_device, damage
+):
+    words = ["train", TINY, "--workdir", str(tmp_path / "run"), "--steps=5"]
+    assert main(words) == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "5"
+    if damage == "truncated":
+        found = (p for p in checkpoint.rglob("*") if p.is_file())
+        largest = max(found, key=os.path.getsize)
+        os.truncate(largest, os.path.getsize(largest) // 2)
+    elif damage == "without metadata":
+        (checkpoint / "_CHECKPOINT_METADATA").unlink()
+    else:
+        other = ["--workdir", str(tmp_path / "other"), "--student.hidden", "7"]
+        assert main([*words[:2], *other, "--steps=5"]) == 0
+        shutil.rmtree(checkpoint)
+        shutil.copytree(tmp_path / "other" / "checkpoints" / "5", checkpoint)
+    before = files(tmp_path)
+    code, err = run(capsys, *words[:-1], "--steps=10")
+    assert code == 1
+    assert "must be complete and of this student and optimizer" in err
+    assert files(tmp_path) == before
+    gc.collect()  # Orbax drops what it was reading; complained about here
+
+
+def test_sigterm_ends_a_comparison_after_the_run_it_came_in(
+    tmp_path, capsys, one_device, monkeypatch
+):
+    update = Training.update.func
+
+    def update_with_signal(self):
+        run = update(self)
+
+        def step(state, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return run(state, batch)
+
+        return step
+
+    words = ["train", TINY, "--workdir", str(tmp_path), "--seeds=0..1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "update", property(update_with_signal))
+        assert main([*words, "--steps=3"]) == 0
+        assert "stopped and saved at step 1 of 3" in capsys.readouterr().out
+        # and where it comes in the last step, that run is finished
+        assert main([*words, "--steps=2"]) == 0
+        assert "stopped after 1 of 4 runs" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("config.json"))) == 1
 
 
 # --- help -----------------------------------------------------------------------------
