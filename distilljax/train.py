@@ -53,7 +53,7 @@ def train(
 
     Example:
       >>> import tempfile
-      >>> from distilljax import data, models, objectives
+      >>> from distilljax import data, models, objectives, optimizers
       >>> folder = tempfile.TemporaryDirectory()
       >>> config = Config(
       ...     name="example",
@@ -62,6 +62,7 @@ def train(
       ...     data=data.Tfds("digits", "train", data_dir=folder.name),
       ...     test=data.Tfds("digits", "test", data_dir=folder.name),
       ...     loader=data.Loader(batch_size=128, scale=16.0),
+      ...     optimizer=optimizers.AdamW(learning_rate=1e-2),
       ...     steps=100,
       ... )
       >>> results = train(config, f"{folder.name}/run")

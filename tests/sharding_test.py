@@ -85,10 +85,10 @@ def test_rules_by_path_then_size():
 
 def test_moments_and_averages_lie_where_their_parameters_do():
     mesh = mesh_from_string("data=2,fsdp=2,tensor=2")
-    step = make_distill_step(
-        objectives.CrossEntropy(), student=None, tx=optax.adam(0.1), ema_decay=0.9
-    )
     student = MLP(num_features=64, hidden=(32,), num_classes=10)(nnx.Rngs(0))
+    step = make_distill_step(
+        objectives.CrossEntropy(), student=student, tx=optax.adam(0.1), ema_decay=0.9
+    )
     state = jax.eval_shape(step.init, student)
     rules = [Rule("layers/0/kernel", ("fsdp", "tensor"))]
     found = tree_shardings(state, mesh, rules)

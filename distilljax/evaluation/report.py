@@ -73,6 +73,13 @@ def report(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Rep
     Raises:
       ValueError: There is no run, or a file is broken (the message names it).
       ImportError: matplotlib or jinja2 is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     report([folder])
+      Traceback (most recent call last):
+      ValueError: report: workdirs must hold at least one results.json, got none ...
     """
     if not workdirs:
         fail("report", "workdirs", "name at least one folder", 0, _TRAIN)
