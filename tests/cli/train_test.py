@@ -19,6 +19,7 @@ import pytest
 
 from distilljax.cli import main
 from distilljax.programs import Training
+from tests.processes import environment
 from tests.saved import losses, records, saved_arrays, saved_steps
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ def start(*arguments: str, **kwargs) -> subprocess.Popen:
     """``distilljax ...`` as a user runs it, on one device."""
     return subprocess.Popen(
         [sys.executable, "-m", "distilljax", *arguments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+        env=environment(num_devices=1),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -385,7 +386,7 @@ def test_a_second_process_in_a_workdir_and_then_a_full_disk(tmp_path):
     limited = ["bash", "-c", f'ulimit -f {size // 1024}; exec "$0" "$@"']
     process = subprocess.run(
         [*limited, sys.executable, "-m", "distilljax", *command],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+        env=environment(num_devices=1),
         capture_output=True,
         text=True,
         timeout=240,
