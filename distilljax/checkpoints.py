@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from distilljax._checks import fail
+from distilljax.typing import path_of
 
 Meta = dict[str, Any]
 Numbers = Mapping[str, float]
@@ -131,6 +133,7 @@ class Checkpoints:
             meta = found.custom_metadata
             if not isinstance(meta, dict) or not meta:
                 raise ValueError("its metadata is missing")
+            _check_same_arrays(found.metadata["state"], like)
             state = self._checkpointer.load_checkpointables(step, {"state": like})
         return state["state"], meta
 
@@ -171,6 +174,29 @@ class Checkpoints:
     def close(self) -> None:
         """Wait, and let go of the directory."""
         self._checkpointer.close()
+
+
+def _check_same_arrays(saved: Any, like: Any) -> None:
+    """Say which arrays differ; Orbax would read for a while, and then say less."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {path_of(path): tuple(x.shape) for path, x in leaves}
+
+    def as_written(x: Any) -> Any:
+        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.eval_shape(jax.random.key_data, x) if key else x
+
+    have, want = shapes(saved), shapes(jax.tree.map(as_written, like))
+    wrong = [f"no {path}" for path in want.keys() - have.keys()]
+    wrong += [f"{path}, which is not expected" for path in have.keys() - want.keys()]
+    wrong += [
+        f"{path} of shape {have[path]} instead of {want[path]}"
+        for path in have.keys() & want.keys()
+        if have[path] != want[path]
+    ]
+    if wrong:
+        raise ValueError(f"it has {'; '.join(sorted(wrong)[:5])}")
 
 
 # Preemption is agreed on by a number that all processes count alike, over all runs.

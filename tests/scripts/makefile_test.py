@@ -47,7 +47,9 @@ def project(stage):
             stage.add(name, play(version) + make_venv)
 
     def make(*words: str):
-        env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+        # `make test VENV=... PYTHON=...` hands these down to whatever it starts.
+        ours = ("MAKE", "MFLAGS", "VENV", "PYTHON", "WORKERS", "DEMO_DIR")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         env["PATH"] = f"{stage.bin}:{os.environ['PATH']}"
         return subprocess.run(
             ["make", *words], cwd=root, env=env, capture_output=True, text=True
