@@ -39,7 +39,7 @@ from distilljax.metrics import write_atomically
 CAPTIONS = {
     "proofs_soft_targets": "Errors by arm; a line joins the runs of one seed.",
     "proofs_missing_class": "Recall of the missing class before and after one bias.",
-    "proofs_temperature": "Errors of narrow students by temperature.",
+    "proofs_temperature": "Errors of students of three widths by temperature.",
     "proofs_patient_teacher": "Errors by what the teacher sees, short and long.",
     "proofs_full": "The full protocol beside the numbers of the paper.",
 }

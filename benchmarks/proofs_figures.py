@@ -183,12 +183,12 @@ def missing_class(results: Results) -> Figure | None:
 
 
 def temperature(results: Results) -> Figure | None:
-    """Errors of narrow students by temperature."""
+    """Errors of students of three widths by temperature."""
     name = "mnist/temperature"
     panels = []
-    for width in (10, 30):
-        arms = [("hard\nlabels", "hard", HARD)]
-        arms += [(f"T = {t}", f"t{t}", SOFT) for t in (1, 3, 8, 20)]
+    for width in (10, 30, 300):
+        arms = [("labels", "hard", HARD)]
+        arms += [(f"T = {t}", f"t{t}", SOFT) for t in (1, 2, 3, 4, 8, 20)]
         columns = [
             (label, values_of(results, name, f"w{width}_{arm}", "errors"), color)
             for label, arm, color in arms

@@ -156,8 +156,8 @@ def missing_class(dataset: str) -> Proof:
     soft, hard = "soft_t20", "hard_labels"
     return Proof(
         f"{dataset}/missing_class",
-        "0..5",
-        seeds_per_split=2,
+        "0..8",
+        seeds_per_split=3,
         hard_labels={soft: hard},
         calibrate=(hard, soft),
         claims=_claims_of_the_missing_class(soft, hard),
@@ -239,12 +239,15 @@ def _claims_of_the_missing_class(soft: str, hard: str) -> tuple[Claim, ...]:
 
 
 def temperature() -> Proof:
-    """Narrow students at several temperatures, one teacher."""
+    """Students of three widths at several temperatures, one teacher."""
     claims = []
-    hard_labels = {}
+    hard_labels = {
+        f"w{width}_t{t}": f"w{width}_hard"
+        for width in (10, 30, 300)
+        for t in (1, 2, 3, 4, 8, 20)
+    }
     for width in (10, 30):
         w = f"w{width}"
-        hard_labels |= {f"{w}_t{t}": f"{w}_hard" for t in (1, 3, 8, 20)}
         claims += [
             Claim(
                 f"{width} units: temperature {t} makes more errors than 3",
@@ -255,8 +258,17 @@ def temperature() -> Proof:
             )
             for t in (1, 8, 20)
         ]
+    claims.append(
+        Claim(
+            "300 units: temperatures 20 and 8 differ",
+            "w300_t20",
+            "w300_t8",
+            0,
+            source=f"{HINTON}: from 300 units on, temperatures over 8 are alike",
+        )
+    )
     return Proof(
-        "mnist/temperature", "0..4", claims=tuple(claims), hard_labels=hard_labels
+        "mnist/temperature", "0..9", claims=tuple(claims), hard_labels=hard_labels
     )
 
 

@@ -1,7 +1,7 @@
 """The missing class of Fashion-MNIST, 3, dress: as configs/mnist/missing_class.py.
 
     distilljax train configs/fashion_mnist/missing_class.py \
-        --workdir runs/fashion_mnist/missing_class --seeds 0..5
+        --workdir runs/fashion_mnist/missing_class --seeds 0..8
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
 """The missing class: a transfer set without a single 3.
 
     distilljax train configs/mnist/missing_class.py \
-        --workdir runs/mnist/missing_class --seeds 0..5
+        --workdir runs/mnist/missing_class --seeds 0..8
 
 The student never sees a 3, labelled or not, and learns what a 3 is from how much the
-teacher finds other digits like one. Seed s is of split s // 2. Reference: Hinton,
+teacher finds other digits like one. Seed s is of split s // 3. Reference: Hinton,
 Vinyals and Dean 2015, section 3: 877 of 1,010 test 3s right, 996 after one bias was
 moved.
 Expected here: at temperature 20 over 70 % of the 3s, over 85 % after bias calibration
@@ -21,7 +21,7 @@ from distilljax.workdir import TrainedRun
 
 Dataset = Literal["mnist", "fashion_mnist"]
 MISSING = 3
-SEEDS_PER_SPLIT = 2
+SEEDS_PER_SPLIT = 3
 soft_targets = load_module(Path(__file__).with_name("soft_targets.py"))
 
 

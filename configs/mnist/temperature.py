@@ -1,10 +1,10 @@
 """Temperature by width: how soft may targets be for a narrow student?
 
     distilljax train configs/mnist/temperature.py --workdir runs/mnist/temperature \
-        --seeds 0..4
+        --seeds 0..9
 
-Students of 10 and 30 units in each of two layers, taught by one teacher (split 0) at
-temperatures 1 to 20. Hinton, Vinyals and Dean 2015, section 3: with 30 units
+Students of 10, 30 and 300 units in each of two layers, taught by one teacher (split 0)
+at temperatures 1 to 20. Hinton, Vinyals and Dean 2015, section 3: with 30 units
 temperatures of 2.5 to 4 are best, with 300 and more all above 8 are alike. A pilot
 could show only that high temperatures hurt narrow students.
 """
@@ -16,8 +16,8 @@ from distilljax import models, objectives
 from distilljax.config import Config, load_module
 from distilljax.workdir import TrainedRun
 
-WIDTHS = (10, 30)
-TEMPERATURES = (1.0, 3.0, 8.0, 20.0)
+WIDTHS = (10, 30, 300)
+TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 8.0, 20.0)
 soft_targets = load_module(Path(__file__).with_name("soft_targets.py"))
 
 
