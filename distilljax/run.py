@@ -253,7 +253,11 @@ class Run:
             "(--optimizer.clip-norm=1), or check the loss."
         )
         good = self.last_good()
-        return f"Its batch has the {len(index)} examples {shown}. {cause} {good}"
+        keys = ", ".join(sorted(self.source[index[0]])) if index else "none"
+        return (
+            f"Its batch (keys: {keys}) has the {len(index)} examples {shown}. "
+            f"{cause} {good}"
+        )
 
     # --- after the loop ---------------------------------------------------------------
 

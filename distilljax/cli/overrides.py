@@ -132,7 +132,8 @@ def _example() -> Config:
 
 # --- the fields of the config ---------------------------------------------------------
 
-# tyro cannot parse a function; a number or a schedule it can, if it is told to try.
+# tyro cannot parse a function, nor an empty tuple of dataclasses; a number or a
+# schedule it can, if it is told to try.
 REGISTRY = ConstructorRegistry()
 
 
@@ -156,17 +157,32 @@ def _functions_stay(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
             is_instance=lambda x: True,
             str_from_instance=lambda x: [str(x)],
         )
-    if not _is_callable(info.type_origin) and info.type_origin is not Callable:
-        return None
+    if _is_callable(info.type_origin) or info.type_origin is Callable:
+        return _only_in_the_file("a function", callable)
+    if _is_tuple_of_parts(info.type):
+        return _only_in_the_file("a tuple", lambda x: isinstance(x, tuple))
+    return None
 
+
+def _is_tuple_of_parts(annotation: Any) -> bool:
+    """A tuple of dataclasses, such as `tuple[Rule, ...]`."""
+    arguments = typing.get_args(annotation)
+    return typing.get_origin(annotation) is tuple and any(
+        dataclasses.is_dataclass(part) for part in arguments
+    )
+
+
+def _only_in_the_file(
+    what: str, accepts: Callable[[Any], bool]
+) -> PrimitiveConstructorSpec:
     def refuse(words: list[str]) -> NoReturn:
-        raise ValueError("it is a function, which only the config file can change")
+        raise ValueError(f"it is {what}, which only the config file can change")
 
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="(in the file)",
         instance_from_str=refuse,
-        is_instance=callable,
+        is_instance=accepts,
         str_from_instance=lambda f: [getattr(f, "__name__", repr(f))],
     )
 

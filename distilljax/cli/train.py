@@ -10,6 +10,7 @@ from typing import Any
 from distilljax._checks import fail
 from distilljax.cli.multihost import initialize
 from distilljax.cli.overrides import Planned, make_parser, parse, parse_seeds, plan
+from distilljax.config import Config
 from distilljax.evaluation.statistics import paired_difference, spread
 
 DESCRIPTION = """\
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     elif not single:
         arms = list(experiment.arms(0)) or None
     planned = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
+    for note in dict.fromkeys(note for run in planned if (note := _about(run.config))):
+        _say(note, error=True)
     root = Path(args.workdir)
     if not single and (root / "config.json").exists():
         fail(
@@ -60,6 +63,19 @@ def main(argv: Sequence[str]) -> int:
             "Choose another folder: each run gets one of its own in it.",
         )
     return _train_all(planned, root, single, args.profile)
+
+
+def _about(config: Config) -> str | None:
+    """What is allowed, and more often than not a mistake."""
+    schedule = getattr(config.optimizer, "learning_rate", None)
+    end = getattr(schedule, "num_steps", config.steps)
+    if end == config.steps:
+        return None
+    return (
+        f"note: the learning rate's schedule ends at step {end}, and training at "
+        f"{config.steps}. To end them together, add "
+        f"--optimizer.learning-rate.num-steps={config.steps}"
+    )
 
 
 def _train_all(
@@ -144,8 +160,8 @@ def _compare(found: list[dict[str, Any]]) -> None:
         _say(line)
 
 
-def _say(line: str) -> None:
+def _say(line: str, *, error: bool = False) -> None:
     import jax
 
     if jax.process_index() == 0:
-        print(line, file=sys.stdout, flush=True)
+        print(line, file=sys.stderr if error else sys.stdout, flush=True)

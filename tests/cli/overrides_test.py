@@ -8,6 +8,7 @@ import pytest
 from distilljax import losses, objectives, optimizers
 from distilljax.cli.overrides import override, parse_seeds
 from distilljax.config import load_experiment
+from distilljax.sharding import Rule
 
 TINY = load_experiment(Path(__file__).parent / "tiny.py")
 
@@ -65,6 +66,16 @@ def test_a_schedule_is_kept_or_replaced_by_a_number(tiny):
     assert override(config, ["--steps=3"], "test").objective.temperature == schedule
     changed = override(config, ["--objective.temperature=2"], "test")
     assert changed.objective.temperature == 2.0
+
+
+def test_parts_in_a_tuple_survive_and_cannot_be_overridden(tiny, capsys):
+    config = replace(tiny, student_rules=(Rule("kernel", ("fsdp", None)),))
+    assert override(config, ["--steps=3"], "test").student_rules == config.student_rules
+    with pytest.raises(SystemExit):
+        override(config, ["--student-rules=kernel"], "test")
+    assert "which only the config file can change" in " ".join(
+        capsys.readouterr().err.replace("│", " ").split()
+    )
 
 
 def test_functions_survive_and_cannot_be_overridden(tiny, capsys):

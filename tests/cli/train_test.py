@@ -202,9 +202,12 @@ def test_the_same_seed_is_the_same_student_in_every_arm(tmp_path, one_device):
     assert entropies[0][:2] == entropies[1][:2]
 
 
-def test_an_override_reaches_the_run(tmp_path, one_device):
+def test_an_override_reaches_the_run(tmp_path, capsys, one_device):
     command = ["train", TINY, "--workdir", str(tmp_path), "--seed=3"]
     assert main([*command, "--objective.temperature=1", "--steps", "2"]) == 0
+    note = capsys.readouterr().err
+    assert "schedule ends at step" in note
+    assert "--optimizer.learning-rate.num-steps=2" in note
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["objective"]["temperature"] == 1.0
     assert saved["steps"] == 2
@@ -406,7 +409,7 @@ def test_a_loss_that_is_not_finite_exits_with_1(tmp_path, capsys, one_device):
     assert code == 1
     assert "must be finite" in err
     assert "at step " in err
-    assert "Its batch has the 16 examples" in err
+    assert "Its batch (keys: inputs, labels) has the 16 examples" in err
     assert not (tmp_path / "results.json").exists()
 
 
