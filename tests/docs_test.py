@@ -6,6 +6,8 @@ but parsed: targets of make, extras of pip, the launchers with --dry-run.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -153,3 +155,18 @@ def test_launchers_understand_their_commands(words):
         env={"PATH": os.environ["PATH"]},
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_of_ours_exist(page):
+    """``distilljax.losses.forward_kl`` on a page is a module, or a name in one."""
+    names = re.findall(r"(?<![\w/.-])distilljax(?:\.[A-Za-z_]\w*)+", page.read_text())
+    for path in sorted(set(names)):
+        found = importlib.import_module("distilljax")
+        parts = path.split(".")
+        for depth, part in enumerate(parts[1:], start=2):
+            if not hasattr(found, part):
+                with contextlib.suppress(ModuleNotFoundError):
+                    importlib.import_module(".".join(parts[:depth]))
+            assert hasattr(found, part), f"{page.name}: there is no {path}"
+            found = getattr(found, part)
