@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 
+from tests.processes import FAST_COMPILATION
+
 # Before jax is imported: it reads these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+# The time of these tests is that of compiling small programs, and a third of it that of
+# making them fast. Commands in processes of their own are compiled as users' are.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}"
 
 import beartype
 import hypothesis

@@ -6,6 +6,8 @@ import functools
 import os
 import tempfile
 
+FAST_COMPILATION = "--xla_backend_optimization_level=0"
+
 
 @functools.cache
 def _compiled() -> tempfile.TemporaryDirectory:
@@ -20,6 +22,7 @@ def environment(num_devices: int) -> dict[str, str]:
     """
     return {
         **os.environ,
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(FAST_COMPILATION, ""),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
         "JAX_COMPILATION_CACHE_DIR": _compiled().name,
