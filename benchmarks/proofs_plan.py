@@ -268,7 +268,7 @@ def temperature() -> Proof:
         )
     )
     return Proof(
-        "mnist/temperature", "0..9", claims=tuple(claims), hard_labels=hard_labels
+        "mnist/temperature", "0..5", claims=tuple(claims), hard_labels=hard_labels
     )
 
 

@@ -1,7 +1,7 @@
 """Temperature by width: how soft may targets be for a narrow student?
 
     distilljax train configs/mnist/temperature.py --workdir runs/mnist/temperature \
-        --seeds 0..9
+        --seeds 0..5
 
 Students of 10, 30 and 300 units in each of two layers, taught by one teacher (split 0)
 at temperatures 1 to 20. Hinton, Vinyals and Dean 2015, section 3: with 30 units
