@@ -85,6 +85,7 @@ class DistillStep:
         counts: Mapping[str, Array] | None,
     ) -> tuple[Array, tuple[PyTree, dict[str, Mean], dict[str, Array]]]:
         """The loss of one (micro)batch; `counts` are the denominators, if known."""
+        self._check_keys(batch)
         seen = cast_floating(batch, self.compute_dtype)
         outputs, rest = apply(
             cast_floating(params, self.compute_dtype), rest, seen, rng
@@ -107,9 +108,7 @@ class DistillStep:
         self, apply: Apply, state: DistillState, teacher_state: PyTree, batch: Batch
     ) -> tuple[PyTree, PyTree, Array, dict[str, Mean]]:
         """The gradient over the whole batch, in `accumulate` microbatches."""
-        key = jax.random.key(0)
-        if state.rng is not None:
-            key = jax.random.wrap_key_data(state.rng)
+        key = jax.random.key(0) if state.rng is None else state.rng
         key = jax.random.fold_in(key, state.step)
         rngs = jax.random.split(key, self.accumulate)
 
@@ -196,7 +195,7 @@ class DistillStep:
             rest=rest,
             opt_state=self._require(self.tx, "tx").init(params),
             step=jnp.zeros((), jnp.int32),
-            rng=jax.random.key_data(key),
+            rng=jnp.copy(key),
             # a copy: parameters and average are both donated to the next step
             ema=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
@@ -238,12 +237,21 @@ class DistillStep:
 
     @property
     def ema(self) -> PyTree:
-        """The moving average of the student that is updated in place; None before."""
-        return self._in_place.ema
+        """A copy of the moving average, for a student updated in place; None before."""
+        return jax.tree.map(jnp.copy, self._in_place.ema)
 
     def load_ema(self, ema: PyTree) -> None:
         """Go on from a saved `ema`, for a student that is updated in place."""
         self._in_place.ema = jax.tree.map(jnp.copy, ema)
+
+    def _check_keys(self, batch: Batch) -> None:
+        ours = {"step"} if self.teacher_apply is None else {"step", "teacher"}
+        if taken := sorted(ours & batch.keys()):
+            raise ValueError(
+                f"DistillStep: batch must not have the keys {sorted(ours)}, got "
+                f"{taken}. The step adds 'step', and a teacher given to "
+                "make_distill_step makes its own outputs: rename or drop the key."
+            )
 
     def _require(self, value: Any, name: str) -> Any:
         if value is None:
@@ -319,10 +327,10 @@ def make_distill_step(
       >>> bool(metrics["kl"].value < 0.01 * first)
       True
     """
-    if accumulate < 1:
+    if not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(
-            f"make_distill_step: accumulate must be at least 1, got {accumulate}. "
-            "It is the number of microbatches in a batch."
+            f"make_distill_step: accumulate must be at least 1 and whole, got "
+            f"{accumulate}. It is the number of microbatches in a batch."
         )
     if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
         raise ValueError(
