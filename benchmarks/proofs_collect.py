@@ -1,10 +1,10 @@
 """From run folders to numbers: each run, each pair, each claim and its verdict.
 
-The rule for all claims, fixed beforehand: arms are paired by seed (the same images,
-order and initial parameters). A claim is *reproduced* only if every pair has the
-expected sign, or if the paired t test has p < 0.01 in the expected direction. If either
-holds in the other direction, it is *contradicted*; else the arms are *not separated*.
-Fewer than three pairs allow no verdict.
+The rule for all claims: arms are paired by seed (the same images, order and initial
+parameters). A claim is *reproduced* only if each of at least six pairs has the expected
+sign, or if the paired t test has p < 0.01 in the expected direction. If either holds in
+the other direction, it is *contradicted*; else the arms are *not separated*. Fewer than
+three pairs allow no verdict.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from proofs_plan import (
     ANCHORS,
     CALIBRATED,
     MIN_PAIRS,
+    MIN_PAIRS_FOR_SIGNS,
     ORACLE,
     SIGNIFICANT,
     Bound,
@@ -252,8 +253,9 @@ def verdict(difference: PairedDifference, expected: int) -> str:
         return "too few pairs"
     p = difference.t_p_value
     significant = p is not None and p < SIGNIFICANT
-    up = difference.positive == difference.n or (significant and difference.mean > 0)
-    down = difference.negative == difference.n or (significant and difference.mean < 0)
+    all_of = max(difference.n, MIN_PAIRS_FOR_SIGNS)
+    up = difference.positive == all_of or (significant and difference.mean > 0)
+    down = difference.negative == all_of or (significant and difference.mean < 0)
     if not up and not down:
         return "not separated"
     if expected == 0:

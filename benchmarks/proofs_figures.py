@@ -210,6 +210,7 @@ def patient_teacher(results: Results) -> Figure | None:
     name = "mnist/patient_teacher"
     arms = (
         ("labels", "hard_labels", HARD),
+        ("labels, no\nshifts", "hard_labels_plain", HARD),
         ("no\naugmentation", "no_augmentation", PALETTE[5]),
         ("independent\nviews", "independent", OTHER),
         ("fixed\ntarget", "fixed_target", PALETTE[3]),

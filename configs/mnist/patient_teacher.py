@@ -1,7 +1,7 @@
 """A good teacher is patient and consistent: the same view, for a long time.
 
     distilljax train configs/mnist/patient_teacher.py \
-        --workdir runs/mnist/patient_teacher --seeds 0..2
+        --workdir runs/mnist/patient_teacher --seeds 0..5
 
 Only 1,000 images, shifted by up to three pixels. Arms differ in what the teacher sees:
 the student's own view (consistent), a view of its own (independent), the image as it is
@@ -61,8 +61,16 @@ def arms(seed: int = 0) -> dict[str, Config]:
                 baseline=None,
                 description="The labels, with shifted images.",
             ),
+            f"hard_labels_plain{suffix}": replace(
+                same,
+                objective=objectives.CrossEntropy(),
+                loader=replace(loader, augment=None),
+                baseline=None,
+                description="The labels, with the images as they are.",
+            ),
             f"no_augmentation{suffix}": replace(
                 same,
+                baseline=f"hard_labels_plain{suffix}",
                 loader=replace(loader, augment=None),
                 description="Teacher and student see the image as it is.",
             ),

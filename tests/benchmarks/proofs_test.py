@@ -195,12 +195,13 @@ def test_no_runs_at_all_still_make_a_page(tmp_path):
 @pytest.mark.parametrize(
     ("differences", "expected", "verdict"),
     [
-        ([-1, -2, -3], -1, "reproduced"),
-        ([-1, -2, -3], +1, "contradicted"),
-        ([-1, -2, -3], 0, "less"),
+        ([-1, -2, -3], -1, "not separated"),  # p is .07, and signs need six
+        ([-1, -2, -3, -9, -2, -7], -1, "reproduced"),
+        ([-1, -2, -3, -9, -2, -7], +1, "contradicted"),
+        ([-1, -2, -3, -9, -2, -7], 0, "less"),
         ([-1, -2, 3], -1, "not separated"),
         ([-1, -2, 0], -1, "not separated"),  # a tie is not the claimed sign
-        ([5, 5, 5, 5], +1, "reproduced"),  # no t without spread, but all signs
+        ([5, 5, 5, 5, 5, 5], +1, "reproduced"),  # no t without spread, but all signs
         ([-9, -9.5, -10, -9.2, -9.8, -9.1, -9.9, -9.4, 0.1], -1, "reproduced"),  # by p
         ([-9, -9.5, -10, -9.2, -9.8, -9.1, -9.9, -9.4, 0.1], +1, "contradicted"),
         ([-5, -6], -1, "too few pairs"),
