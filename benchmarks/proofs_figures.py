@@ -197,7 +197,7 @@ def temperature(results: Results) -> Figure | None:
             panels.append((f"784-{width}-{width}-10", columns))
     if not panels:
         return None
-    figure, axes = grid(len(panels), width=5.0, height=3.7, columns=2)
+    figure, axes = grid(len(panels), width=4.6, height=3.7)
     for axis, (title, columns) in zip(axes, panels, strict=True):
         paired(axis, columns)
         axis.set_title(title)
