@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distilljax._checks import fail
+from distilljax._checks import (
+    check_between,
+    check_count,
+    check_finite,
+    check_positive,
+    fail,
+)
 from distilljax.typing import path_of
 
 MomentDtype = Literal["float32", "bfloat16"]
@@ -38,6 +44,20 @@ class WarmupCosine:
     """Steps from 0 up to `peak`."""
     end: float = 0.0
     """Last value, kept afterwards."""
+
+    def __post_init__(self):
+        check_positive("WarmupCosine", "peak", self.peak, "It is the largest value.")
+        check_between("WarmupCosine", "end", self.end, 0, self.peak)
+        check_count("WarmupCosine", "num_steps", self.num_steps)
+        check_count("WarmupCosine", "warmup_steps", self.warmup_steps, low=0)
+        if self.warmup_steps >= self.num_steps:
+            fail(
+                "WarmupCosine",
+                "warmup_steps",
+                f"be less than num_steps, {self.num_steps}",
+                self.warmup_steps,
+                "num_steps counts the warm-up as well.",
+            )
 
     def __call__(self, step: Any) -> Any:
         """The value at a step."""
@@ -65,6 +85,11 @@ class Linear:
     """Value from `num_steps` on."""
     num_steps: int
     """Length of the line, in steps."""
+
+    def __post_init__(self):
+        for name in ("start", "end"):
+            check_finite("Linear", name, getattr(self, name))
+        check_count("Linear", "num_steps", self.num_steps)
 
     def __call__(self, step: Any) -> Any:
         """The value at a step."""

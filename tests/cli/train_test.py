@@ -268,6 +268,15 @@ def test_a_workdir_of_another_config_names_the_differences(
         (["--loader.batch-size=64"], 1, "at most the size of the source, 48"),
         (["--teacher.num-classes=4"], 1, "have the student's classes, 3, got 4"),
         (["--student.num-classes=2"], 1, "labels must lie in [0, 2)"),
+        (["--student.num-features=63"], 1, "num_features must be 8, the values of"),
+        (["--student.hidden", "9", "0"], 2, "hidden must be at least 1, got 0"),
+        (["--optimizer.learning-rate.peak=0"], 2, "peak must be positive and finite"),
+        (["--optimizer.learning-rate.num-steps=0"], 2, "num_steps must be at least 1"),
+        (
+            ["--optimizer.learning-rate.warmup-steps=20"],
+            2,
+            "be less than num_steps, 20",
+        ),
         (["--select=acuracy"], 1, "one of accuracy, nll, ece"),
         (["--arms=distiled"], 1, "Did you mean distilled?"),
         (["--seeds=3..1"], 1, "--seeds must be like 0..4"),
@@ -305,8 +314,12 @@ def test_a_wrong_command_is_explained_and_leaves_nothing(
             "def config(seed=0):\n    return tiny.config()\n",
             "pass its seed on",
         ),
+        (
+            "def config(seed=0):\n    return {'seed': seed}\n",
+            "must be a Config, got a dict",
+        ),
     ],
-    ids=["missing", "without config", "one seed for all"],
+    ids=["missing", "without config", "one seed for all", "dict"],
 )
 def test_a_wrong_config_file_is_explained(tmp_path, capsys, text, message):
     path = tmp_path / "wrong.py"
