@@ -197,6 +197,16 @@ def check_finite(function: str, argument: str, value: Any) -> None:
         fail(function, argument, "be finite", value, "Check the value in the config.")
 
 
+def check_below(
+    function: str, argument: str, value: Any, low: float, high: float
+) -> None:
+    """A scalar in ``[low, high)``; the value of a traced one is not known yet."""
+    check_scalar(function, argument, value)
+    if is_static(value) and not low <= np.asarray(value) < high:
+        rule = f"lie in [{low:g}, {high:g})"
+        fail(function, argument, rule, value, "Check the value in the config.")
+
+
 def check_type(
     function: str, argument: str, value: Any, kind: type, remedy: str
 ) -> None:

@@ -6,6 +6,7 @@ can: as a learning rate, as a weight or as a temperature of an objective.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from distilljax._checks import (
+    check_below,
     check_between,
     check_count,
     check_finite,
@@ -126,6 +128,9 @@ class Group:
     scale: float
     """Factor on the learning rate; 0 freezes the group."""
 
+    def __post_init__(self):
+        check_below("Group", "scale", self.scale, 0, math.inf)
+
 
 def _scale_groups(groups: tuple[Group, ...]) -> optax.GradientTransformation:
     """Multiply each update by the scale of the first group that its path matches."""
@@ -154,6 +159,16 @@ def _scale_groups(groups: tuple[Group, ...]) -> optax.GradientTransformation:
         return optax.EmptyState()
 
     return optax.GradientTransformation(init, update)
+
+
+def _check_common(function: str, optimizer: AdamW | SGD) -> None:
+    """What all optimizers have: a rate, a decay, and perhaps a norm to clip to."""
+    if not callable(optimizer.learning_rate):
+        check_below(function, "learning_rate", optimizer.learning_rate, 0, math.inf)
+    check_below(function, "weight_decay", optimizer.weight_decay, 0, math.inf)
+    if optimizer.clip_norm is not None:
+        remedy = "None does not clip."
+        check_positive(function, "clip_norm", optimizer.clip_norm, remedy)
 
 
 @dataclass(frozen=True)
@@ -185,6 +200,12 @@ class AdamW:
     """Type of the first moment; bfloat16 saves a quarter of the optimizer's memory."""
     groups: tuple[Group, ...] = field(default=())
     """Learning rates of their own, by path; the first match counts."""
+
+    def __post_init__(self):
+        for name in ("b1", "b2"):
+            check_below("AdamW", name, getattr(self, name), 0, 1)
+        check_below("AdamW", "eps", self.eps, 0, math.inf)
+        _check_common("AdamW", self)
 
     def __call__(self) -> optax.GradientTransformation:
         """The optax transformation."""
@@ -225,6 +246,10 @@ class SGD:
     """L2 decay of kernels, added to the gradient; never of vectors."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None does not clip."""
+
+    def __post_init__(self):
+        check_below("SGD", "momentum", self.momentum, 0, 1)
+        _check_common("SGD", self)
 
     def __call__(self) -> optax.GradientTransformation:
         """The optax transformation."""

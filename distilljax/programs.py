@@ -176,6 +176,15 @@ class Student:
                 highest,
                 "Change the student's number of classes, or leave these examples out.",
             )
+        outside = [c for c in config.focus_classes if not 0 <= c < z.shape[-1]]
+        if outside:
+            fail(
+                "train",
+                "--focus-classes",
+                f"lie in [0, {z.shape[-1]}), the classes of the student",
+                ", ".join(map(str, outside)),
+                "Classes count from 0.",
+            )
         if self.teacher is None:
             return
         with _inputs_in_errors("teacher", batch):

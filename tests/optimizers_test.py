@@ -111,6 +111,29 @@ def test_schedules_without_meaning_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (AdamW, {"learning_rate": -1.0}),
+        (AdamW, {"learning_rate": float("nan")}),
+        (AdamW, {"b1": 2.0}),
+        (AdamW, {"b2": 1.0}),
+        (AdamW, {"eps": -1e-8}),
+        (SGD, {"momentum": 1.0}),
+        (SGD, {"weight_decay": -1.0}),
+        (SGD, {"learning_rate": float("inf")}),
+        (SGD, {"clip_norm": 0.0}),
+        (Group, {"pattern": "bias", "scale": -1.0}),
+    ],
+)
+def test_optimizers_without_meaning_are_refused(kind, change):
+    name, value = list(change.items())[-1]
+    with pytest.raises(
+        ValueError, match=rf"{kind.__name__}: {name} must .*, got {value}"
+    ):
+        kind(**change)
+
+
 @pytest.mark.parametrize("warmup", [0, 10])
 def test_warmup_cosine_ends_where_it_says(warmup):
     schedule = WarmupCosine(peak=2.0, num_steps=110, warmup_steps=warmup, end=0.5)

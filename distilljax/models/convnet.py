@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from distilljax._checks import check_count, check_widths, fail
+from distilljax._checks import check_below, check_count, check_widths, fail
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ConvNet:
         check_count("ConvNet", "num_classes", self.num_classes)
         check_widths("ConvNet", "channels", self.channels)
         check_count("ConvNet", "in_channels", self.in_channels)
+        check_below("ConvNet", "dropout", self.dropout, 0, 1)
 
     def __call__(self, rngs: nnx.Rngs) -> ConvNetModule:
         """The module with fresh parameters."""

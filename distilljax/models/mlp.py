@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from distilljax._checks import check_count, check_widths, fail
+from distilljax._checks import check_below, check_count, check_widths, fail
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class MLP:
         check_count("MLP", "num_features", self.num_features)
         check_widths("MLP", "hidden", self.hidden)
         check_count("MLP", "num_classes", self.num_classes)
+        check_below("MLP", "input_dropout", self.input_dropout, 0, 1)
+        check_below("MLP", "dropout", self.dropout, 0, 1)
 
     def __call__(self, rngs: nnx.Rngs) -> MLPModule:
         """The module with fresh parameters."""

@@ -269,6 +269,8 @@ def test_a_workdir_of_another_config_names_the_differences(
         (["--teacher.num-classes=4"], 1, "have the student's classes, 3, got 4"),
         (["--student.num-classes=2"], 1, "labels must lie in [0, 2)"),
         (["--student.num-features=63"], 1, "num_features must be 8, the values of"),
+        (["--focus-classes", "2", "3"], 1, "[0, 3), the classes of the student, got 3"),
+        (["--student.dropout=1.5"], 2, "dropout must lie in [0, 1), got 1.5"),
         (["--student.hidden", "9", "0"], 2, "hidden must be at least 1, got 0"),
         (["--optimizer.learning-rate.peak=0"], 2, "peak must be positive and finite"),
         (["--optimizer.learning-rate.num-steps=0"], 2, "num_steps must be at least 1"),

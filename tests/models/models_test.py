@@ -55,10 +55,16 @@ def test_no_random_stream_without_dropout():
         (lambda: MLP(0, (4,), 2), "num_features must be at least 1, got 0"),
         (lambda: MLP(8, (4, -1), 2), "hidden must be at least 1, got -1"),
         (lambda: ConvNet(2, (8, 0)), "channels must be at least 1, got 0"),
+        (
+            lambda: MLP(8, (4,), 2, dropout=1.0),
+            r"dropout must lie in \[0, 1\), got 1.0",
+        ),
+        (lambda: MLP(8, (4,), 2, float("nan")), "input_dropout must lie in"),
+        (lambda: ConvNet(2, dropout=-0.5), "dropout must lie in"),
         (lambda: ConvNet(2, in_channels=0), "in_channels must be at least"),
     ],
 )
-def test_sizes_are_counts(make, message):
+def test_sizes_are_counts_and_dropouts_are_probabilities(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
