@@ -245,7 +245,10 @@ def _unknown(
     near = [k for k in known if k.rpartition(".")[2] == last]
     near += [names[name] for name in difflib.get_close_matches(last, names)]
     if inside:
-        hint = f"It is a part of the config; set its fields: --{', --'.join(inside)}."
+        hint = (
+            "It is a part of the config, and only the file can replace it or leave it "
+            f"out. Its fields are --{', --'.join(inside)}."
+        )
     elif near:
         hint = f"Did you mean --{', --'.join(dict.fromkeys(near))}?"
     else:
