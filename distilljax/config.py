@@ -105,8 +105,7 @@ class Config:
     select: str | None = "accuracy"
     """Measure on `validation` by which the checkpoint is chosen; None: the last."""
     select_mode: Literal["max", "min"] | None = None
-    """Whether the largest or the smallest value of `select` is the best; None: as the
-    measure says."""
+    """Which value of `select` is the best; None: as the measure says."""
     baseline: str | None = None
     """Name of the arm that this one is compared with, on the same budget."""
     description: str = ""

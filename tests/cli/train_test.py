@@ -495,6 +495,24 @@ def test_help_describes_every_field(capsys):
     assert "How many points. (default: 48)" in words
     assert "distilled Labels and an untrained teacher." in words  # its arms
     assert "0x" not in out  # no addresses of functions
+    assert "Which value of `select` is the best; None: as the measure says." in words
+    assert "show this help message" not in out  # it would name no option
+    assert "(default: ())" in words
+    assert "'()'" not in out
+
+
+def test_help_shows_an_apostrophe_as_it_is_written(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from distilljax.config import load_module\nfrom pathlib import Path\n"
+        "from dataclasses import replace\n"
+        f"tiny = load_module(Path({TINY!r}))\n"
+        "def config(seed=0):\n"
+        '    return replace(tiny.config(seed), description="The teacher\'s.")\n'
+    )
+    with pytest.raises(SystemExit):
+        main(["train", str(path), "--help"])
+    assert "(default: 'The teacher's.')" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_without_a_config_is_useful(capsys):
