@@ -110,7 +110,7 @@ def _help(parser: ArgumentParser, path: str | None) -> NoReturn:
         _parse_fields(config, ["--help"], parser.prog)
     # its first two paragraphs are usage and description, which were said above
     fields = text.getvalue().split("\n\n", 2)[2]
-    fields = re.sub(r" *-h, --help\n?.*\n", "", fields)
+    fields = re.sub(r" *-h, --help *\n.*\n", "", fields)
     # defaults are quoted for a shell, and nobody pastes them into one
     fields = fields.replace("'\"'\"'", "'").replace("'()'", "()")
     print("\n".join(line.rstrip() for line in fields.splitlines()))
