@@ -96,6 +96,17 @@ def _locked(workdir: Path) -> Iterator[None]:
             repr(str(workdir)),
             "Mount the bucket, and name the path under which it is mounted.",
         )
+    outer = (p for p in workdir.resolve().parents if (p / ".lock").exists())
+    if (
+        run := next((p for p in outer if (p / "config.json").exists()), None)
+    ) is not None:
+        fail(
+            "train",
+            "--workdir",
+            "lie outside of other runs",
+            f"{str(workdir)!r} in the run {str(run)!r}",
+            "Choose a folder beside it.",
+        )
     # the lock of a new folder is the first thing written: not into somebody's files
     if workdir.is_dir() and not (workdir / "config.json").exists():
         files = (p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock")
@@ -107,6 +118,7 @@ def _locked(workdir: Path) -> Iterator[None]:
                 f"{str(workdir)!r} with {first.name!r} and no config.json",
                 "Choose another folder.",
             )
+    new = [p for p in (workdir, *workdir.parents) if not p.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
@@ -129,7 +141,15 @@ def _locked(workdir: Path) -> Iterator[None]:
                 repr(str(workdir)),
                 "Another run writes there: wait for it, or choose another folder.",
             )
-        yield
+        try:
+            yield
+        finally:
+            if not any(p.name != ".lock" for p in workdir.iterdir()):
+                # refused before anything was written: as if it had not been asked for
+                (workdir / ".lock").unlink()
+                for folder in new:
+                    with contextlib.suppress(OSError):  # another run is beside it
+                        folder.rmdir()
 
 
 def _check_same(workdir: Path, new: Any) -> None:

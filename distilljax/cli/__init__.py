@@ -36,9 +36,7 @@ def _main(arguments: list[str]) -> int:
         print("usage: distilljax VERB ...\n")
         for verb, text in VERBS.items():
             print(f"  {verb:10}{text}")
-        print(
-            "\n`distilljax VERB --help` says more. `distilljax --version` says which this is."
-        )
+        print("\n`distilljax VERB --help` says more; --version says which this is.")
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(f"distilljax {__version__}")
