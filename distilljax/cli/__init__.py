@@ -6,10 +6,8 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from types import TracebackType
-
-from distilljax import __version__
 
 VERBS = {
     "train": "train a student (or a teacher), or resume: CONFIG --workdir W",
@@ -39,7 +37,7 @@ def _main(arguments: list[str]) -> int:
         print("\n`distilljax VERB --help` says more; --version says which this is.")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"distilljax {__version__}")
+        print(f"distilljax {metadata.version('distilljax')}")
         return 0
     verb, *rest = arguments
     if verb not in VERBS:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import distilljax
 from distilljax.cli import VERBS, main
 from tests.saved import saved_steps
 
@@ -26,7 +26,7 @@ def test_without_a_verb_there_is_help(capsys):
 
 def test_the_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"distilljax {version('distilljax')}\n"
+    assert capsys.readouterr().out == f"distilljax {distilljax.__version__}\n"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
