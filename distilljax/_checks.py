@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import re
+import sys
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -117,6 +121,15 @@ def check_where(function: str, where: Any, shape: tuple[int, ...]) -> None:
 
 def check_scalar(function: str, argument: str, value: Any) -> None:
     """One number, not an array of them."""
+    if is_static(value) and not jnp.issubdtype(np.asarray(value).dtype, jnp.number):
+        fail(
+            function,
+            argument,
+            "be a number",
+            repr(value),
+            "Pass it without quotes.",
+            TypeError,
+        )
     if jnp.ndim(value) != 0:
         fail(
             function,
@@ -143,14 +156,113 @@ def check_between(
         )
 
 
+def check_positive(function: str, argument: str, value: Any, remedy: str) -> None:
+    """A positive, finite scalar; the value of a traced one is not known yet."""
+    check_scalar(function, argument, value)
+    if is_static(value) and not 0 < np.asarray(value) < np.inf:
+        fail(function, argument, "be positive and finite", value, remedy)
+
+
 def check_temperature(function: str, temperature: Any) -> None:
     """A positive, finite scalar; the value of a traced one is not known yet."""
-    check_scalar(function, "temperature", temperature)
-    if is_static(temperature) and not 0 < np.asarray(temperature) < np.inf:
+    remedy = "Use 1 for the models' own distributions, larger for softer ones."
+    check_positive(function, "temperature", temperature, remedy)
+
+
+def check_count(function: str, argument: str, value: Any, low: int = 1) -> None:
+    """An integer, at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         fail(
             function,
-            "temperature",
-            "be positive and finite",
-            temperature,
-            "Use 1 for the models' own distributions, larger for softer ones.",
+            argument,
+            "be an integer",
+            repr(value),
+            "Change it in the config.",
+            TypeError,
         )
+    if value < low:
+        fail(
+            function,
+            argument,
+            f"be at least {low}",
+            value,
+            "Change it in the config or on the command line.",
+        )
+
+
+def check_finite(function: str, argument: str, value: Any) -> None:
+    """A scalar that is neither nan nor infinite."""
+    check_scalar(function, argument, value)
+    if is_static(value) and not np.isfinite(np.asarray(value)):
+        fail(function, argument, "be finite", value, "Check the value in the config.")
+
+
+def check_below(
+    function: str, argument: str, value: Any, low: float, high: float
+) -> None:
+    """A scalar in ``[low, high)``; the value of a traced one is not known yet."""
+    check_scalar(function, argument, value)
+    if is_static(value) and not low <= np.asarray(value) < high:
+        rule = f"lie in [{low:g}, {high:g})"
+        fail(function, argument, rule, value, "Check the value in the config.")
+
+
+def check_type(
+    function: str, argument: str, value: Any, kind: type, remedy: str
+) -> None:
+    """An instance of a class."""
+    if not isinstance(value, kind):
+        got = f"a {type(value).__name__}"
+        fail(function, argument, f"be a {kind.__name__}", got, remedy, TypeError)
+
+
+def check_instance(function: str, argument: str, value: Any) -> None:
+    """An object, and not the class that makes it."""
+    if isinstance(value, type):
+        got, remedy = f"the class {value.__name__}", f"Write {value.__name__}(...)."
+        fail(function, argument, "be an instance", got, remedy, TypeError)
+
+
+def check_widths(function: str, argument: str, value: Any) -> None:
+    """A tuple of integers, each at least 1."""
+    if not isinstance(value, tuple | list):
+        fail(
+            function,
+            argument,
+            "be a tuple of integers",
+            repr(value),
+            f"For a single one write ({value},).",
+            TypeError,
+        )
+    for width in value:
+        check_count(function, argument, width)
+
+
+def suggest_field(error: TypeError, path: str) -> None:
+    """Raise with a suggestion if the error is about an unknown field of a dataclass.
+
+    Args:
+      error: What a config file raised.
+      path: Of that file.
+    """
+    unknown = re.match(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    if unknown is None:
+        return
+    part, field = unknown.groups()
+    # a class of the same name elsewhere may have other fields
+    ours = (m for name, m in sys.modules.items() if name.startswith("distilljax."))
+    kind = next((vars(m)[part] for m in ours if part in vars(m)), None)
+    if not dataclasses.is_dataclass(kind):
+        return
+    known = [field.name for field in dataclasses.fields(kind)]
+    near = difflib.get_close_matches(field, known, n=1)
+    fail(
+        part,
+        field,
+        f"be a field of {part}",
+        f"it in {path!r}",
+        f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}.",
+        TypeError,
+    )

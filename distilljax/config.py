@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distilljax._checks import fail
+from distilljax._checks import (
+    check_count,
+    check_instance,
+    check_type,
+    fail,
+    suggest_field,
+)
 from distilljax.optimizers import AdamW
 from distilljax.sharding import Rule
 
@@ -99,8 +105,7 @@ class Config:
     select: str | None = "accuracy"
     """Measure on `validation` by which the checkpoint is chosen; None: the last."""
     select_mode: Literal["max", "min"] | None = None
-    """Whether the largest or the smallest value of `select` is the best; None: as the
-    measure says."""
+    """Which value of `select` is the best; None: as the measure says."""
     baseline: str | None = None
     """Name of the arm that this one is compared with, on the same budget."""
     description: str = ""
@@ -120,14 +125,9 @@ class Config:
             "checkpoint_every_steps",
             "keep_last",
         ):
-            if getattr(self, name) < 1:
-                fail(
-                    "Config",
-                    name,
-                    "be at least 1",
-                    getattr(self, name),
-                    "Change it in the config or on the command line.",
-                )
+            check_count("Config", name, getattr(self, name))
+        for name in ("objective", "optimizer", "loader"):
+            check_instance("Config", name, getattr(self, name))
         for name, choices in (
             ("select_mode", (None, "max", "min")),
             ("compute_dtype", ("float32", "bfloat16")),
@@ -183,8 +183,29 @@ class Experiment:
     """A config file: its default config and its arms, as functions of the seed."""
 
     path: Path
-    config: Callable[[int], Config]
-    arms: Callable[[int], Mapping[str, Config]]
+    module: ModuleType
+
+    def config(self, seed: int) -> Config:
+        """The default config."""
+        found, what = self._call("config", seed), f"config(seed) of {self.path}"
+        check_type("load_experiment", what, found, Config, "Return Config(...).")
+        return found
+
+    def arms(self, seed: int) -> Mapping[str, Config]:
+        """The named variants; none if the file has no such function."""
+        found = self._call("arms", seed) if hasattr(self.module, "arms") else {}
+        what, remedy = f"arms(seed) of {self.path}", "Return {name: Config(...)}."
+        check_type("load_experiment", what, found, Mapping, remedy)
+        for name, arm in found.items():
+            check_type("load_experiment", f"{what}, {name!r},", arm, Config, remedy)
+        return found
+
+    def _call(self, function: str, seed: int) -> Any:
+        try:
+            return getattr(self.module, function)(seed)
+        except TypeError as error:
+            suggest_field(error, str(self.path))
+            raise
 
 
 @functools.cache
@@ -213,9 +234,13 @@ def load_experiment(path: str | Path) -> Experiment:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     path = Path(folder) / "mine.py"
-      ...     _ = path.write_text("def config(seed=0): return {'seed': seed}")
-      ...     load_experiment(path).config(3)
-      {'seed': 3}
+      ...     _ = path.write_text(
+      ...         "from distilljax.config import Config\\n"
+      ...         "def config(seed=0):\\n"
+      ...         "    return Config('mine', *[None] * 4, steps=9, seed=seed)\\n"
+      ...     )
+      ...     load_experiment(path).config(3).seed
+      3
     """
     path = Path(path)
     module = load_module(path)
@@ -227,11 +252,7 @@ def load_experiment(path: str | Path) -> Experiment:
             f"{str(path)!r} without it",
             "See configs/digits/teacher.py for a short one.",
         )
-    return Experiment(
-        path=path,
-        config=module.config,
-        arms=getattr(module, "arms", lambda seed=0: {}),
-    )
+    return Experiment(path, module)
 
 
 def _reference(x: Any) -> str:

@@ -104,11 +104,14 @@ class Writer(Protocol):
     def write(self, record: Record) -> None:
         """Take a record with `step`, `seconds`, `split` and the metrics by name."""
 
+    def advance(self, step: int) -> None:
+        """Know that a step was made; most wait for the next record."""
+
     def close(self) -> None:
         """Flush and let go."""
 
 
-class JsonlWriter:
+class JsonlWriter(Writer):
     """One JSON object per line. What lies beyond `resume_step` is from a killed run."""
 
     def __init__(self, path: Path, resume_step: int):
@@ -137,7 +140,7 @@ class JsonlWriter:
         self._file.close()
 
 
-class TensorBoardWriter:
+class TensorBoardWriter(Writer):
     """Scalars for TensorBoard, in the run's folder."""
 
     def __init__(self, directory: Path, resume_step: int):
@@ -159,7 +162,11 @@ class TensorBoardWriter:
         self._writer.close()
 
 
-class ConsoleWriter:
+# Steps of a small student take less than drawing where they are.
+BAR_INTERVAL_SECS = 0.1
+
+
+class ConsoleWriter(Writer):
     """A progress bar on a terminal, plain lines on any other text stream."""
 
     def __init__(self, title: str, num_steps: int, start: int, stream: Any):
@@ -173,6 +180,14 @@ class ConsoleWriter:
                 title, total=num_steps, completed=start, **self._shown
             )
             self._bar.start()
+            self._drawn = time.monotonic()
+
+    def advance(self, step: int) -> None:
+        """Move the bar; called after every step, and cheap. Nothing is fetched."""
+        if self._bar is None or time.monotonic() < self._drawn + BAR_INTERVAL_SECS:
+            return
+        self._bar.update(self._task, completed=step)
+        self._drawn = time.monotonic()
 
     def write(self, record: Record) -> None:
         """Show the record: what matters most in the bar, all of it in a line."""
@@ -181,10 +196,11 @@ class ConsoleWriter:
             line = f"{where}  {format_record(record)}"
             print(line, file=self._stream, flush=True)
             return
-        name = "loss" if record["split"] == "train" else "accuracy"
-        if name in record:
-            # no room for more: the rest is in metrics.jsonl and in TensorBoard
-            self._shown[record["split"]] = f"{name} {record[name]:.4f}"
+        # no room for more: the rest is in metrics.jsonl and in TensorBoard
+        if record["split"] == "train":
+            self._shown["train"] = f"loss {record['loss']:.4f}"
+        elif "accuracy" in record:
+            self._shown["validation"] = f"val accuracy {record['accuracy']:.4f}"
         self._bar.update(self._task, completed=record["step"], **self._shown)
 
     def close(self) -> None:
@@ -202,7 +218,7 @@ def _progress_bar(stream: Any) -> Any:
     title = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     return Progress(
         TextColumn("{task.description}", table_column=title),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=12),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[train]}"),
         TextColumn("{task.fields[validation]}"),

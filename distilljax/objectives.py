@@ -7,6 +7,7 @@ number or a schedule: a function of the number of updates made so far.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float
 
 from distilljax import losses
-from distilljax._checks import check_temperature, fail
+from distilljax._checks import check_finite, check_temperature, fail
 from distilljax._functional import Batch
 from distilljax.terms import Outputs, Term
 
@@ -91,6 +92,21 @@ class LogitKD:
     def __post_init__(self):
         if not callable(self.temperature):
             check_temperature("LogitKD", self.temperature)
+        for name in ("kd_weight", "ce_weight"):
+            if not callable(weight := getattr(self, name)):
+                check_finite("LogitKD", name, weight)
+        accepted = inspect.signature(self.divergence).parameters.values()
+        if not any(
+            p.name == "temperature" or p.kind is p.VAR_KEYWORD for p in accepted
+        ):
+            fail(
+                "LogitKD",
+                "divergence",
+                "take a temperature",
+                getattr(self.divergence, "__name__", self.divergence),
+                "Use a divergence between distributions, such as losses.forward_kl, or "
+                "write an objective of your own: a function that returns Terms.",
+            )
 
     def __call__(
         self, student: Outputs, teacher: Outputs | None, batch: Batch

@@ -6,6 +6,7 @@ can: as a learning rate, as a weight or as a temperature of an objective.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distilljax._checks import fail
+from distilljax._checks import (
+    check_below,
+    check_between,
+    check_count,
+    check_finite,
+    check_positive,
+    fail,
+)
 from distilljax.typing import path_of
 
 MomentDtype = Literal["float32", "bfloat16"]
@@ -38,6 +46,20 @@ class WarmupCosine:
     """Steps from 0 up to `peak`."""
     end: float = 0.0
     """Last value, kept afterwards."""
+
+    def __post_init__(self):
+        check_positive("WarmupCosine", "peak", self.peak, "It is the largest value.")
+        check_between("WarmupCosine", "end", self.end, 0, self.peak)
+        check_count("WarmupCosine", "num_steps", self.num_steps)
+        check_count("WarmupCosine", "warmup_steps", self.warmup_steps, low=0)
+        if self.warmup_steps >= self.num_steps:
+            fail(
+                "WarmupCosine",
+                "warmup_steps",
+                f"be less than num_steps, {self.num_steps}",
+                self.warmup_steps,
+                "num_steps counts the warm-up as well.",
+            )
 
     def __call__(self, step: Any) -> Any:
         """The value at a step."""
@@ -65,6 +87,11 @@ class Linear:
     """Value from `num_steps` on."""
     num_steps: int
     """Length of the line, in steps."""
+
+    def __post_init__(self):
+        for name in ("start", "end"):
+            check_finite("Linear", name, getattr(self, name))
+        check_count("Linear", "num_steps", self.num_steps)
 
     def __call__(self, step: Any) -> Any:
         """The value at a step."""
@@ -101,6 +128,9 @@ class Group:
     scale: float
     """Factor on the learning rate; 0 freezes the group."""
 
+    def __post_init__(self):
+        check_below("Group", "scale", self.scale, 0, math.inf)
+
 
 def _scale_groups(groups: tuple[Group, ...]) -> optax.GradientTransformation:
     """Multiply each update by the scale of the first group that its path matches."""
@@ -129,6 +159,16 @@ def _scale_groups(groups: tuple[Group, ...]) -> optax.GradientTransformation:
         return optax.EmptyState()
 
     return optax.GradientTransformation(init, update)
+
+
+def _check_common(function: str, optimizer: AdamW | SGD) -> None:
+    """What all optimizers have: a rate, a decay, and perhaps a norm to clip to."""
+    if not callable(optimizer.learning_rate):
+        check_below(function, "learning_rate", optimizer.learning_rate, 0, math.inf)
+    check_below(function, "weight_decay", optimizer.weight_decay, 0, math.inf)
+    if optimizer.clip_norm is not None:
+        remedy = "None does not clip."
+        check_positive(function, "clip_norm", optimizer.clip_norm, remedy)
 
 
 @dataclass(frozen=True)
@@ -160,6 +200,12 @@ class AdamW:
     """Type of the first moment; bfloat16 saves a quarter of the optimizer's memory."""
     groups: tuple[Group, ...] = field(default=())
     """Learning rates of their own, by path; the first match counts."""
+
+    def __post_init__(self):
+        for name in ("b1", "b2"):
+            check_below("AdamW", name, getattr(self, name), 0, 1)
+        check_below("AdamW", "eps", self.eps, 0, math.inf)
+        _check_common("AdamW", self)
 
     def __call__(self) -> optax.GradientTransformation:
         """The optax transformation."""
@@ -200,6 +246,10 @@ class SGD:
     """L2 decay of kernels, added to the gradient; never of vectors."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None does not clip."""
+
+    def __post_init__(self):
+        check_below("SGD", "momentum", self.momentum, 0, 1)
+        _check_common("SGD", self)
 
     def __call__(self) -> optax.GradientTransformation:
         """The optax transformation."""

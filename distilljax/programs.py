@@ -6,9 +6,10 @@ that differ in their objective share the teacher and the evaluation.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
@@ -156,7 +157,10 @@ class Student:
         )
         apply = module_apply(graphdef, self.trainable, self.forward)
         key = jax.random.key(0)
-        z = jax.eval_shape(lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch)
+        with _inputs_in_errors("student", batch):
+            z = jax.eval_shape(
+                lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch
+            )
         z = as_outputs(z).logits
         if z is None:
             return
@@ -172,9 +176,20 @@ class Student:
                 highest,
                 "Change the student's number of classes, or leave these examples out.",
             )
+        outside = [c for c in config.focus_classes if not 0 <= c < z.shape[-1]]
+        if outside:
+            fail(
+                "train",
+                "--focus-classes",
+                f"lie in [0, {z.shape[-1]}), the classes of the student",
+                ", ".join(map(str, outside)),
+                "Classes count from 0.",
+            )
         if self.teacher is None:
             return
-        v = as_outputs(jax.eval_shape(self.teacher.apply, self.teacher.state, batch))
+        with _inputs_in_errors("teacher", batch):
+            v = jax.eval_shape(self.teacher.apply, self.teacher.state, batch)
+        v = as_outputs(v)
         if v.logits is not None and v.logits.shape[-1] != z.shape[-1]:
             fail(
                 "train",
@@ -250,6 +265,17 @@ class Student:
 
             self._costs["teacher"] = cost(forward, teacher.state, params, example)
         return self._costs["teacher"]
+
+
+@contextlib.contextmanager
+def _inputs_in_errors(whose: str, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Add to whatever a model raises what it was given."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in batch.items())
+        error.add_note(f"(The {whose} was called with a batch of {shapes}.)")
+        raise
 
 
 class Training:

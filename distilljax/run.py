@@ -162,8 +162,8 @@ class Run:
     @contextlib.contextmanager
     def writers(
         self, title: str | None, start: int
-    ) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-        """A function that gives a split's record to every writer.
+    ) -> Iterator[tuple[Callable[[str, dict[str, Any]], None], Callable[[int], None]]]:
+        """A function that gives a split's record to every writer; one for each step.
 
         A step that is not finite ends the run here, with what is known about it.
         """
@@ -175,12 +175,16 @@ class Run:
                 for writer in writers:
                     writer.write({"seconds": self.seconds(), "split": split, **record})
 
+        def advance(step: int) -> None:
+            for writer in writers:
+                writer.advance(step)
+
         with contextlib.ExitStack() as stack:
             writers = open_writers(self.workdir, title, self.config.steps, start)
             for writer in writers:
                 stack.callback(writer.close)
             try:
-                yield log
+                yield log, advance
             except NonFiniteError as error:
                 error.args = (f"{error.args[0]} {self.why_not_finite(error)}",)
                 raise

@@ -84,12 +84,16 @@ def train(
             run.begin()
             batches: Any = prefetch_to_device(run.iterator, batch_sharding(mesh))
             update, window = run.training.update, Window()
-            with run.writers(title, start) as log, run.profile(profile, start) as trace:
+            with (
+                run.writers(title, start) as (log, advance),
+                run.profile(profile, start) as trace,
+            ):
                 for step in range(start + 1, config.steps + 1):
                     batch, index = run.read(batches, step)
                     with trace(step, state):
                         state, metrics = update(state, batch)
                     window.add(step, metrics, index)
+                    advance(step)
                     last = step == config.steps
                     leaving = stop.reached() or last
                     if step % config.log_every_steps == 0 or last:

@@ -88,25 +88,8 @@ def check_same_student(workdir: Path, saved: Any) -> None:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    if re.match(r"[a-z0-9]+:/", str(workdir)):
-        fail(
-            "train",
-            "--workdir",
-            "be a path",
-            repr(str(workdir)),
-            "Mount the bucket, and name the path under which it is mounted.",
-        )
-    # the lock of a new folder is the first thing written: not into somebody's files
-    if workdir.is_dir() and not (workdir / "config.json").exists():
-        files = (p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock")
-        if (first := next(files, None)) is not None:
-            fail(
-                "train",
-                "--workdir",
-                "be empty or hold a run",
-                f"{str(workdir)!r} with {first.name!r} and no config.json",
-                "Choose another folder.",
-            )
+    _check_place(workdir)
+    new = [p for p in (workdir, *workdir.parents) if not p.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
@@ -129,7 +112,48 @@ def _locked(workdir: Path) -> Iterator[None]:
                 repr(str(workdir)),
                 "Another run writes there: wait for it, or choose another folder.",
             )
-        yield
+        try:
+            yield
+        finally:
+            if not any(p.name != ".lock" for p in workdir.iterdir()):
+                # refused before anything was written: as if it had not been asked for
+                (workdir / ".lock").unlink()
+                for folder in new:
+                    with contextlib.suppress(OSError):  # another run is beside it
+                        folder.rmdir()
+
+
+def _check_place(workdir: Path) -> None:
+    """A folder for a run: not a bucket, not in another run, not somebody's files."""
+    if re.match(r"[a-z0-9]+:/", str(workdir)):
+        fail(
+            "train",
+            "--workdir",
+            "be a path",
+            repr(str(workdir)),
+            "Mount the bucket, and name the path under which it is mounted.",
+        )
+    locked = (p for p in workdir.resolve().parents if (p / ".lock").exists())
+    runs = (p for p in locked if (p / "config.json").exists())
+    if (run := next(runs, None)) is not None:
+        fail(
+            "train",
+            "--workdir",
+            "lie outside of other runs",
+            f"{str(workdir)!r} in the run {str(run)!r}",
+            "Choose a folder beside it.",
+        )
+    # the lock of a new folder is the first thing written: not into somebody's files
+    if workdir.is_dir() and not (workdir / "config.json").exists():
+        files = (p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock")
+        if (first := next(files, None)) is not None:
+            fail(
+                "train",
+                "--workdir",
+                "be empty or hold a run",
+                f"{str(workdir)!r} with {first.name!r} and no config.json",
+                "Choose another folder.",
+            )
 
 
 def _check_same(workdir: Path, new: Any) -> None:

@@ -62,6 +62,37 @@ def test_every_config_says_what_it_should_reach(path):
         assert arm.baseline is None or arm.baseline in arms
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def config(seed): return 3", "config.* must be a Config, got a int"),
+        ("def arms(seed): return [1]", "arms.* must be a Mapping, got a list"),
+        ("def arms(seed): return {'a': 1}", "'a', must be a Config, got a int"),
+        ("def config(seed): return int(x=3)", "invalid keyword argument"),
+    ],
+)
+def test_what_a_file_returns_is_checked(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    more = "def config(seed): ...\n" if "arms" in text else ""
+    path.write_text(more + text)
+    experiment = load_experiment(path)
+    with pytest.raises(TypeError, match=message):
+        experiment.arms(0) if more else experiment.config(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": objectives.LogitKD}, r"got the class LogitKD. Write LogitKD\("),
+        ({"optimizer": optimizers.AdamW}, "optimizer must be an instance"),
+        ({"loader": data.Loader}, "loader must be an instance"),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(tiny, change, message):
+    with pytest.raises(TypeError, match=message):
+        replace(tiny, **change)
+
+
 def test_functions_filters_and_partials_are_saved_by_name(tiny):
     config = replace(
         tiny,

@@ -145,7 +145,24 @@ def test_a_bar_on_a_terminal(monkeypatch, columns):
     # a narrow terminal cuts the title
     assert ("a title of thirty characters.." in last) == (columns == 200)
     assert ("a ti" in last) == (columns > 60)
-    assert "loss 0.5000 accuracy 0.7500" in last
+    assert "loss 0.5000 val accuracy 0.7500" in last
+
+
+def test_the_bar_moves_with_every_step_and_is_drawn_less_often(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("distilljax.metrics.time.monotonic", lambda: now[0])
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        writer = ConsoleWriter("digits", 1000, 0, stream)
+        (task,), shown = writer._bar.tasks, []
+        for step in range(1, 101):
+            now[0] += 0.01
+            writer.advance(step)
+            shown.append(task.completed)
+        writer.close()
+    os.close(ours)
+    assert shown[-1] >= 90
+    assert len(set(shown)) <= 11
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -87,6 +87,21 @@ def test_other_classes_and_bad_temperatures_are_said():
         objectives.LogitKD(temperature=0.0)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ce_weight": float("nan")}, "ce_weight must be finite, got nan"),
+        (
+            {"divergence": losses.logit_mse},
+            "divergence must take a temperature, got logit_mse.*forward_kl",
+        ),
+    ],
+)
+def test_what_is_no_distillation_is_refused_when_it_is_written(change, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.LogitKD(**change)
+
+
 def test_label_smoothing():
     terms = objectives.CrossEntropy(label_smoothing=0.1)(STUDENT, None, BATCH)
     np.testing.assert_allclose(terms["ce"].mean().value, 1.363629, rtol=1e-5)

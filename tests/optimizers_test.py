@@ -90,6 +90,50 @@ def test_schedules_as_learning_rates():
     assert not updates(tx, steps=3)["head"]["bias"].any()
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WarmupCosine(0.0, 10), "peak must be positive and finite, got 0.0"),
+        (lambda: WarmupCosine(-1.0, 10), "peak must be positive and finite, got -1.0"),
+        (lambda: WarmupCosine(1.0, 10, end=2.0), r"end must lie in \[0, 1\], got 2.0"),
+        (lambda: WarmupCosine(1.0, 0), "num_steps must be at least 1, got 0"),
+        (lambda: WarmupCosine(1.0, 10, -1), "warmup_steps must be at least 0, got -1"),
+        (
+            lambda: WarmupCosine(1.0, 10, 10),
+            "warmup_steps must be less than .*, got 10",
+        ),
+        (lambda: Linear(0.0, float("inf"), 10), "end must be finite, got inf"),
+        (lambda: Linear(0.0, 1.0, 0), "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_schedules_without_meaning_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (AdamW, {"learning_rate": -1.0}),
+        (AdamW, {"learning_rate": float("nan")}),
+        (AdamW, {"b1": 2.0}),
+        (AdamW, {"b2": 1.0}),
+        (AdamW, {"eps": -1e-8}),
+        (SGD, {"momentum": 1.0}),
+        (SGD, {"weight_decay": -1.0}),
+        (SGD, {"learning_rate": float("inf")}),
+        (SGD, {"clip_norm": 0.0}),
+        (Group, {"pattern": "bias", "scale": -1.0}),
+    ],
+)
+def test_optimizers_without_meaning_are_refused(kind, change):
+    name, value = list(change.items())[-1]
+    with pytest.raises(
+        ValueError, match=rf"{kind.__name__}: {name} must .*, got {value}"
+    ):
+        kind(**change)
+
+
 @pytest.mark.parametrize("warmup", [0, 10])
 def test_warmup_cosine_ends_where_it_says(warmup):
     schedule = WarmupCosine(peak=2.0, num_steps=110, warmup_steps=warmup, end=0.5)

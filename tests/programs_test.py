@@ -137,6 +137,21 @@ def test_batches_must_divide(tiny, mesh, batch, evaluation, accumulate, message)
             check_sizes(config, mesh)
 
 
+def narrow(rngs):
+    return nnx.Linear(4, 3, rngs=rngs)
+
+
+def test_what_a_model_raises_says_what_it_was_given(tiny, mesh):
+    """A model of one's own, whose error knows nothing of the data."""
+    config = replace(tiny, student=narrow)
+    student = Programs().student(config, mesh)
+    batch = batch_shapes({"inputs": np.zeros((16, 8), np.float32)})
+    with pytest.raises(TypeError) as error:
+        student.check(config, tiny.data(), batch)
+    note = "(The student was called with a batch of inputs (16, 8).)"
+    assert note in error.value.__notes__
+
+
 def test_shapes_of_a_batch_are_those_that_are_sent(tiny):
     mesh = mesh_from_string("data=8")
     batch = next(tiny.loader(tiny.data(), seed=0))

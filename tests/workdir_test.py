@@ -64,6 +64,40 @@ def test_a_config_that_is_cut_off_is_named(tmp_path):
         pass
 
 
+def test_a_refused_run_leaves_the_folders_as_they_were(tmp_path):
+    def refuse(workdir, write=False):
+        with claim(workdir, SAVED):
+            assert (workdir / ".lock").exists()
+            if write:
+                (workdir / "config.json").write_text(json.dumps(SAVED))
+            raise ZeroDivisionError
+
+    (tmp_path / "there").mkdir()
+    for name in ("new/run", "there/run", "there"):
+        with pytest.raises(ZeroDivisionError):
+            refuse(tmp_path / name)
+        assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+    with pytest.raises(ZeroDivisionError):  # a run that has begun stays
+        refuse(tmp_path / "run", write=True)
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_does_not_lie_in_another(tmp_path):
+    """Its files would be taken for those of the other."""
+    with claim(tmp_path / "run", SAVED):
+        (tmp_path / "run" / "config.json").write_text(json.dumps(SAVED))
+    with (
+        pytest.raises(ValueError, match=r"lie outside of other runs.*/run'. Choose"),
+        claim(tmp_path / "run" / "arm" / "seed_0", SAVED),
+    ):
+        pass
+    assert not (tmp_path / "run" / "arm").exists()
+    # the config.json of something else is no run
+    (tmp_path / "config.json").write_text("{}")
+    with claim(tmp_path / "another", SAVED):
+        pass
+
+
 def test_empty_folders_are_no_reason_to_refuse(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with claim(tmp_path, SAVED):

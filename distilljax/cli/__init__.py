@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from types import TracebackType
 
 VERBS = {
@@ -18,13 +18,27 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0, 1 for an error, 2 for a wrong command."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # who read the output, such as head, has gone: what is left would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: distilljax VERB ...\n")
         for verb, text in VERBS.items():
             print(f"  {verb:10}{text}")
-        print("\n`distilljax VERB --help` says more.")
+        print("\n`distilljax VERB --help` says more; --version says which this is.")
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"distilljax {metadata.version('distilljax')}")
+        return 0
     verb, *rest = arguments
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -37,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return import_module(f"distilljax.cli.{verb}").main(rest)
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
         expected = isinstance(error, OSError) or _ours(error.__traceback__)
         if not expected or os.environ.get("DISTILLJAX_TRACEBACK"):

@@ -109,8 +109,11 @@ def _help(parser: ArgumentParser, path: str | None) -> NoReturn:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         _parse_fields(config, ["--help"], parser.prog)
     # its first two paragraphs are usage and description, which were said above
-    lines = text.getvalue().split("\n\n", 2)[2].splitlines()
-    print("\n".join(line.rstrip() for line in lines if " -h, --help" not in line))
+    fields = text.getvalue().split("\n\n", 2)[2]
+    fields = re.sub(r" *-h, --help *\n.*\n", "", fields)
+    # defaults are quoted for a shell, and nobody pastes them into one
+    fields = fields.replace("'\"'\"'", "'").replace("'()'", "()")
+    print("\n".join(line.rstrip() for line in fields.splitlines()))
     raise SystemExit(0)
 
 
@@ -245,7 +248,10 @@ def _unknown(
     near = [k for k in known if k.rpartition(".")[2] == last]
     near += [names[name] for name in difflib.get_close_matches(last, names)]
     if inside:
-        hint = f"It is a part of the config; set its fields: --{', --'.join(inside)}."
+        hint = (
+            "It is a part of the config, and only the file can replace it or leave it "
+            f"out. Its fields are --{', --'.join(inside)}."
+        )
     elif near:
         hint = f"Did you mean --{', --'.join(dict.fromkeys(near))}?"
     else:

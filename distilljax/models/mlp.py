@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from distilljax._checks import check_below, check_count, check_widths, fail
+
 
 @dataclass(frozen=True)
 class MLP:
@@ -31,6 +33,13 @@ class MLP:
     dropout: float = 0.0
     """Probability of dropping a hidden value in training."""
 
+    def __post_init__(self):
+        check_count("MLP", "num_features", self.num_features)
+        check_widths("MLP", "hidden", self.hidden)
+        check_count("MLP", "num_classes", self.num_classes)
+        check_below("MLP", "input_dropout", self.input_dropout, 0, 1)
+        check_below("MLP", "dropout", self.dropout, 0, 1)
+
     def __call__(self, rngs: nnx.Rngs) -> MLPModule:
         """The module with fresh parameters."""
         return MLPModule(self, rngs)
@@ -40,6 +49,7 @@ class MLPModule(nnx.Module):
     """Linear layers with ReLU and dropout between them."""
 
     def __init__(self, spec: MLP, rngs: nnx.Rngs):
+        self.num_features = spec.num_features
         widths = (spec.num_features, *spec.hidden, spec.num_classes)
         self.layers = nnx.List(
             nnx.Linear(a, b, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
@@ -55,7 +65,15 @@ class MLPModule(nnx.Module):
         self, x: Float[Array, "batch *example"]
     ) -> Float[Array, "batch classes"]:
         """Logits of a batch of examples, which are flattened first."""
-        x = jnp.reshape(x, (x.shape[0], -1))
+        shape, x = x.shape[1:], jnp.reshape(x, (x.shape[0], -1))
+        if x.shape[1] != self.num_features:
+            fail(
+                "MLP",
+                "num_features",
+                f"be {x.shape[1]}, the values of an example of shape {shape}",
+                self.num_features,
+                "Change it, or what the loader makes of the examples.",
+            )
         for i, (layer, dropout) in enumerate(
             zip(self.layers, self.dropouts, strict=True)
         ):

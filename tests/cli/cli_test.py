@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+import distilljax
 from distilljax.cli import VERBS, main
 from tests.saved import saved_steps
 
@@ -19,6 +22,22 @@ def test_without_a_verb_there_is_help(capsys):
     out = capsys.readouterr().out
     for verb in VERBS:
         assert f"\n  {verb} " in out
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"distilljax {distilljax.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_output_that_nobody_reads_is_no_error(monkeypatch, capsys, words):
+    """As of `distilljax train --help | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(words) == 141
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("word", "verb"), [("tran", "train"), ("reprot", "report")])

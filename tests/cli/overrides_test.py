@@ -99,7 +99,9 @@ def test_functions_survive_and_cannot_be_overridden(tiny, capsys):
         ("--loader.batchsize=1", "Did you mean --loader.batch-size?"),
         ("--objective.wrong=1", "There are --objective.temperature, --objective.kd"),
         ("--wrong=1", "There are --name, --steps"),
-        ("--loader=1", "It is a part of the config; set its fields: --loader.batch-"),
+        ("--loader=1", "Its fields are --loader.batch-"),
+        ("--validation=None", "only the file can replace it or leave it out. Its"),
+        ("--optimizer.learning-rate=1", "fields are --optimizer.learning-rate.peak"),
     ],
 )
 def test_an_unknown_key_exits_with_a_suggestion(tiny, capsys, word, hint):

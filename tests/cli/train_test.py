@@ -268,6 +268,17 @@ def test_a_workdir_of_another_config_names_the_differences(
         (["--loader.batch-size=64"], 1, "at most the size of the source, 48"),
         (["--teacher.num-classes=4"], 1, "have the student's classes, 3, got 4"),
         (["--student.num-classes=2"], 1, "labels must lie in [0, 2)"),
+        (["--student.num-features=63"], 1, "num_features must be 8, the values of"),
+        (["--focus-classes", "2", "3"], 1, "[0, 3), the classes of the student, got 3"),
+        (["--student.dropout=1.5"], 2, "dropout must lie in [0, 1), got 1.5"),
+        (["--student.hidden", "9", "0"], 2, "hidden must be at least 1, got 0"),
+        (["--optimizer.learning-rate.peak=0"], 2, "peak must be positive and finite"),
+        (["--optimizer.learning-rate.num-steps=0"], 2, "num_steps must be at least 1"),
+        (
+            ["--optimizer.learning-rate.warmup-steps=20"],
+            2,
+            "be less than num_steps, 20",
+        ),
         (["--select=acuracy"], 1, "one of accuracy, nll, ece"),
         (["--arms=distiled"], 1, "Did you mean distilled?"),
         (["--seeds=3..1"], 1, "--seeds must be like 0..4"),
@@ -291,7 +302,7 @@ def test_a_wrong_command_is_explained_and_leaves_nothing(
     assert message in " ".join(err.replace("│", " ").split()), err
     assert found == code
     assert "Traceback" not in err
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -305,8 +316,12 @@ def test_a_wrong_command_is_explained_and_leaves_nothing(
             "def config(seed=0):\n    return tiny.config()\n",
             "pass its seed on",
         ),
+        (
+            "def config(seed=0):\n    return {'seed': seed}\n",
+            "must be a Config, got a dict",
+        ),
     ],
-    ids=["missing", "without config", "one seed for all"],
+    ids=["missing", "without config", "one seed for all", "dict"],
 )
 def test_a_wrong_config_file_is_explained(tmp_path, capsys, text, message):
     path = tmp_path / "wrong.py"
@@ -480,6 +495,24 @@ def test_help_describes_every_field(capsys):
     assert "How many points. (default: 48)" in words
     assert "distilled Labels and an untrained teacher." in words  # its arms
     assert "0x" not in out  # no addresses of functions
+    assert "Which value of `select` is the best; None: as the measure says." in words
+    assert "show this help message" not in out  # it would name no option
+    assert "(default: ())" in words
+    assert "'()'" not in out
+
+
+def test_help_shows_an_apostrophe_as_it_is_written(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from distilljax.config import load_module\nfrom pathlib import Path\n"
+        "from dataclasses import replace\n"
+        f"tiny = load_module(Path({TINY!r}))\n"
+        "def config(seed=0):\n"
+        '    return replace(tiny.config(seed), description="The teacher\'s.")\n'
+    )
+    with pytest.raises(SystemExit):
+        main(["train", str(path), "--help"])
+    assert "(default: 'The teacher's.')" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_without_a_config_is_useful(capsys):

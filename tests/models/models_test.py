@@ -49,6 +49,44 @@ def test_no_random_stream_without_dropout():
         assert not jax.tree.leaves(state)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLP(0, (4,), 2), "num_features must be at least 1, got 0"),
+        (lambda: MLP(8, (4, -1), 2), "hidden must be at least 1, got -1"),
+        (lambda: ConvNet(2, (8, 0)), "channels must be at least 1, got 0"),
+        (
+            lambda: MLP(8, (4,), 2, dropout=1.0),
+            r"dropout must lie in \[0, 1\), got 1.0",
+        ),
+        (lambda: MLP(8, (4,), 2, float("nan")), "input_dropout must lie in"),
+        (lambda: ConvNet(2, dropout=-0.5), "dropout must lie in"),
+        (lambda: ConvNet(2, in_channels=0), "in_channels must be at least"),
+    ],
+)
+def test_sizes_are_counts_and_dropouts_are_probabilities(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "message"),
+    [
+        (
+            MLP(63, (4,), 2),
+            (8, 8, 1),
+            r"num_features must be 64, .*\(8, 8, 1\), got 63",
+        ),
+        (ConvNet(2), (8, 8, 3), r"in_channels must be 3, .*\(8, 8, 3\), got 1"),
+        (ConvNet(2), (3, 8, 1), r"at least 4 high and wide, got the shape \(3, 8, 1\)"),
+    ],
+)
+def test_examples_of_another_shape_are_refused(spec, shape, message):
+    model = nnx.eval_shape(lambda: spec(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda x: model(x), jnp.zeros((2, *shape)))
+
+
 def test_convnet_normalises_with_the_batch_then_with_its_averages():
     model = ConvNet(num_classes=3, channels=(4, 8), in_channels=2, dropout=0.5)(
         nnx.Rngs(0)
