@@ -16,6 +16,7 @@ from distilljax.evaluation.arms import (
     make_arm,
     teacher_of,
 )
+from distilljax.evaluation.differences import Difference, is_taught, what_differs
 from distilljax.evaluation.runs import Run
 from distilljax.evaluation.single import describe_single, is_single
 from distilljax.evaluation.statistics import (
@@ -56,7 +57,8 @@ class Comparison:
       differences: Arm minus baseline, by metric; None where a run lacks the metric.
       recall: Arm minus baseline in the recall of each focus class.
       pooled: McNemar's test, where all runs saved their predictions.
-      unfair: Why the two are not comparable; empty if they are.
+      differs: Everything in which the two differ.
+      baseline_taught: Whether the baseline was taught by a teacher, too.
     """
 
     arm: str
@@ -65,7 +67,18 @@ class Comparison:
     differences: dict[str, PairedDifference | None]
     recall: dict[int, PairedDifference]
     pooled: Pooled | None
-    unfair: tuple[str, ...]
+    differs: tuple[Difference, ...]
+    baseline_taught: bool
+
+    @property
+    def unfair(self) -> tuple[str, ...]:
+        """Why the two are not comparable; empty if they are."""
+        return tuple(str(d) for d in self.differs if d.kind == "unfair")
+
+    @property
+    def other_data(self) -> bool:
+        """Whether the arm was trained on other data than its baseline."""
+        return any(d.kind == "training data" for d in self.differs)
 
     @property
     def verdict(self) -> str:
@@ -234,6 +247,11 @@ def _comparisons(
                     f"{arm.name} and {name}: seeds {seeds} have no partner, and are "
                     "left out of the difference."
                 )
+            if any(run.config is None for pair in pairs for run in pair):
+                notes.append(
+                    f"{arm.name} and {name}: without config.json beside each of their "
+                    "results, only their budgets and sizes were compared."
+                )
             comparisons.append(_compare_pairs(arm.name, name, pairs, focus))
     runs = [run for arm in arms for run in arm.runs]
     if not any(run.baseline for run in runs) and not is_single(runs):
@@ -264,7 +282,8 @@ def _compare_pairs(
         differences=differences,
         recall=recall,
         pooled=_pool_predictions(pairs),
-        unfair=tuple(_unfair(pairs)),
+        differs=what_differs(pairs),
+        baseline_taught=any(is_taught(run) for _, run in pairs),
     )
 
 
@@ -276,29 +295,6 @@ def _difference(
     if len(first) < len(ours) or len(second) < len(theirs):
         return None
     return paired_difference(first, second)
-
-
-def _unfair(pairs: list[tuple[Run, Run]]) -> list[str]:
-    """What differs between the partners of a pair, apart from the teaching."""
-    what = {
-        "training steps": lambda run: run.steps,
-        "examples seen": lambda run: run.examples_seen,
-        "parameters": lambda run: run.student.get("parameters"),
-        "evaluated split": lambda run: run.split,
-        "evaluated examples": lambda run: run.num_examples,
-    }
-    reasons = []
-    for name, read in what.items():
-        values = {(read(run), read(other)) for run, other in pairs}
-        unequal = sorted((a, b) for a, b in values if None not in (a, b) and a != b)
-        if unequal:
-            ours, theirs = unequal[0]
-            reasons.append(f"{name} {_thousands(ours)} against {_thousands(theirs)}")
-    return reasons
-
-
-def _thousands(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,.10g}"
 
 
 def _pool_predictions(pairs: list[tuple[Run, Run]]) -> Pooled | None:

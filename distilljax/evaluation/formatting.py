@@ -118,3 +118,8 @@ def quantity(value: float | None, unit: str = "") -> str:
 def short(ratio: float) -> str:
     """A ratio of at least 1: two digits, or whole, such as "3.9" or "125"."""
     return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
+
+
+def shorten(text: str, width: int = 24) -> str:
+    """A text on one line, cut with an ellipsis."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

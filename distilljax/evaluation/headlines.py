@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 from distilljax.evaluation.arms import QUALITY, Arm, Metric
 from distilljax.evaluation.comparison import MIN_PAIRS, Comparison, Experiment
-from distilljax.evaluation.formatting import better_of, fixed, percent_decimals
+from distilljax.evaluation.formatting import (
+    better_of,
+    fixed,
+    percent_decimals,
+    shorten,
+)
 from distilljax.evaluation.statistics import PairedDifference
 
 
@@ -28,15 +33,18 @@ def headlines(experiment: Experiment) -> list[Headline]:
 
 
 def _headline(c: Comparison, arms: dict[str, Arm], experiment: Experiment) -> str:
-    names = f"“{c.arm}” against “{c.baseline}”"
+    ours = f"“{c.arm}”{' (other training data)' * c.other_data}"
+    theirs = f"“{c.baseline}”{' (distilled itself)' * c.baseline_taught}"
+    names = f"{ours} against {theirs}"
     opening = {
-        "helped": f"“{c.arm}” helped against “{c.baseline}”",
-        "hurt": f"“{c.arm}” hurt against “{c.baseline}”",
+        "helped": f"{ours} helped against {theirs}",
+        "hurt": f"{ours} hurt against {theirs}",
         "no difference shown": f"{names}: no difference shown",
         "too few pairs for a claim": f"{names}: {_pairs(len(c.seeds))}, too few for a "
         "claim",
         "not a fair comparison": f"NOT A FAIR COMPARISON: {names} "
-        f"({'; '.join(c.unfair)}), so this says nothing about the teacher",
+        f"({'; '.join(shorten(x, 80) for x in c.unfair)}), so this says nothing about "
+        "the teaching",
     }[c.verdict]
     accuracy = QUALITY[0]
     sentences = [f"{opening}."]

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from distilljax.evaluation.arms import Arm
 from distilljax.evaluation.comparison import Comparison, Experiment
+from distilljax.evaluation.formatting import shorten
 from distilljax.evaluation.plot_layout import (
     grid,
     label_ends,
@@ -24,7 +25,6 @@ from distilljax.evaluation.plot_layout import (
     left_labels,
     log_axis,
     percent_axis,
-    shorten,
     widen_log,
     wrap,
 )
@@ -169,7 +169,7 @@ def _difference_title(c: Comparison) -> str:
     if d.low is not None and d.high is not None:
         ends = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]".replace("-", "−")
         text += f" {ends}"
-    return f"{text}\n{c.verdict}"
+    return f"{text}\n{c.verdict}{', other data' * c.other_data}"
 
 
 def _teacher_level(experiment: Experiment) -> float | None:

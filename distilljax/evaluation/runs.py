@@ -49,10 +49,12 @@ class Run:
     Attributes:
       path: The file.
       curves: Lines of ``metrics.jsonl`` beside it, in the order of their steps.
+      config: The ``config.json`` beside it; None without one.
     """
 
     path: Path
     curves: tuple[dict[str, Any], ...]
+    config: dict[str, Any] | None
     name: str
     arm: str
     seed: int
@@ -176,7 +178,9 @@ def read_run(path: Path) -> Run | None:
         if not isinstance(label, int) or not 0 <= label < len(record["class_names"]):
             _broken(path, "have classes that exist in 'focus_classes'", repr(label))
     curves = _read_curves(path.with_name("metrics.jsonl"))
-    return Run(path=path, curves=curves, **{field: record[field] for field in _FIELDS})
+    config = _read_config(path.with_name("config.json"))
+    fields = {field: record[field] for field in _FIELDS}
+    return Run(path=path, curves=curves, config=config, **fields)
 
 
 def _numbered(per_class: Any) -> list[str]:
@@ -230,6 +234,19 @@ def _read_curves(path: Path) -> tuple[dict[str, Any], ...]:
         merged = latest.get((split, entry["step"]), {}) | entry
         latest[split, entry["step"]] = merged
     return tuple(latest[key] for key in sorted(latest))
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        config = error
+    if not isinstance(config, dict):
+        remedy = "Restore it: nobody knows what this run was without it."
+        fail("report", str(path), "be a JSON object", config, remedy)
+    return config
 
 
 def _is_number(value: Any) -> bool:

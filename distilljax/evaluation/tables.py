@@ -48,6 +48,7 @@ def tables(experiment: Experiment) -> list[Table]:
     """Quality, paired differences, cost, recall and forgetting, as far as known."""
     found = [
         _quality(experiment),
+        _what_differs(experiment),
         _differences(experiment),
         _tests(experiment),
         _recall(experiment),
@@ -124,6 +125,25 @@ def _errors(arm: Arm) -> str:
     decimals = percent_decimals(total)
     ends = f"{fixed(100 * low, decimals)} to {fixed(100 * high, decimals)} %"
     return f"{fixed(wrong, 0)} of {total:,} (right: {ends})"
+
+
+def _what_differs(experiment: Experiment) -> Table:
+    rows = []
+    for c in experiment.comparisons:
+        name = f"{c.arm} − {c.baseline}"
+        for d in c.differs:
+            cells = (name, d.what, d.arm, d.baseline, d.kind)
+            rows.append(tuple(map(Cell, cells)))
+            name = ""
+    return Table(
+        "What differs",
+        "Between the configs of an arm and its baseline, and in what was measured. "
+        "Teaching is what is compared; other training data shares the credit with it; "
+        "anything else makes a comparison unfair. Where the seed decides a value, it "
+        "is that of the first pair.",
+        ("arm − baseline", "what", "arm", "baseline", "counts as"),
+        tuple(rows),
+    )
 
 
 def _differences(experiment: Experiment) -> Table:

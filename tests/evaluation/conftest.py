@@ -85,7 +85,28 @@ def _predict(
     return predictions
 
 
-def _curves(accuracy: float, steps: int, seed: int) -> list[dict[str, Any]]:
+def _config(arm: str, seed: int) -> dict[str, Any]:
+    """A saved config: all arms have the teacher at hand, not all objectives use it."""
+    hard = {"_type": "distilljax.objectives:CrossEntropy", "label_smoothing": 0.0}
+    soft = {"_type": "distilljax.objectives:LogitKD", "temperature": 4.0}
+    source = {"_type": "distilljax.data.tfds:Tfds", "name": "digits", "split": "train"}
+    few = {"_type": "distilljax.data.selections:Few", "source": source}
+    return {
+        "_type": "distilljax.config:Config",
+        "name": "digits/few_labels",
+        "objective": hard if arm == "hard labels" else soft,
+        "teacher": {"_type": "distilljax.workdir:TrainedRun", "workdir": "runs/t"},
+        "data": source if "1,200" in arm else few | {"num_examples": 36, "seed": seed},
+        "optimizer": {"_type": "distilljax.optimizers:AdamW", "learning_rate": 0.01},
+        "loader": {"_type": "distilljax.data.pipeline:Loader", "batch_size": 36},
+        "select": "accuracy",
+        "seed": seed,
+    }
+
+
+def _curves(
+    accuracy: float, steps: int, seed: int, taught: bool
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     lines = []
     for step in range(steps // 12, steps + 1, steps // 12):
@@ -100,10 +121,9 @@ def _curves(accuracy: float, steps: int, seed: int) -> list[dict[str, Any]]:
                 "kl": float(2.3 - 2.1 * done + rng.normal(0, 0.02)),
             }
         )
-        loss = float(2.3 - 2 * done)
-        lines.append(
-            {"step": step, "seconds": 0.01 * step, "split": "train", "loss": loss}
-        )
+        trained = {"split": "train", "loss": float(2.3 - 2 * done)}
+        trained |= {"teacher_entropy": 0.1} if taught else {}
+        lines.append({"step": step, "seconds": 0.01 * step} | trained)
     return lines
 
 
@@ -129,6 +149,7 @@ def writer(runs: Path) -> WriteRun:
         confidence: float = 0.8,
         root: Path | None = None,
         with_files: bool = True,
+        config: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Path:
         labels = np.arange(num_examples) % 10
@@ -173,8 +194,12 @@ def writer(runs: Path) -> WriteRun:
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(record))
         if with_files:
-            lines = [json.dumps(line) for line in _curves(accuracy, steps, seed)]
+            taught = teacher is not None and arm != "hard labels"
+            curves = _curves(accuracy, steps, seed, taught)
+            lines = [json.dumps(line) for line in curves]
             (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+            saved = _config(arm, seed) | (config or {})
+            (folder / "config.json").write_text(json.dumps(saved))
             arrays = {"labels": labels, "student": student}
             if teacher is not None:
                 arrays["teacher"] = teacher

@@ -141,6 +141,15 @@ def test_a_broken_line_inside_a_log_is_an_error(write_run):
         read_run(folder / "results.json")
 
 
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_config_is_named_and_not_to_be_removed(write_run, text):
+    path = write_run() / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+        read_run(path.with_name("results.json"))
+    assert "Restore it" in str(error.value)
+
+
 def test_predictions(write_run):
     folder = write_run()
     run = read_run(folder / "results.json")
