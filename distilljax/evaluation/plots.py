@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distilljax.evaluation.arms import Arm
+from distilljax.evaluation.arms import Arm, speed_ratio
 from distilljax.evaluation.comparison import Comparison, Experiment
 from distilljax.evaluation.formatting import shorten
 from distilljax.evaluation.plot_layout import (
@@ -339,29 +339,33 @@ def accuracy_and_cost(
 ) -> Figure | None:
     """Accuracy over parameters and over latency, both logarithmic; one model has none.
 
-    A single dot is no comparison.
+    A single dot is no comparison, and latencies that were not timed in turn, or whose
+    rounds do not agree, are none either.
     """
     models = [] if experiment.teacher is None else [experiment.teacher]
     models += experiment.arms
-    panels = [
-        (key, label)
-        for key, label in (
-            ("parameters", "parameters"),
-            ("latency_ms.median", "latency at batch 1, ms"),
-        )
-        if any(arm.metrics[key] is not None for arm in models)
+    parameters = [arm.metrics["parameters"] for arm in models]
+    latencies = [
+        1.0 if arm is experiment.teacher else speed_ratio(arm, "latency_ms")
+        for arm in models
     ]
+    panels = []
+    if any(parameters):
+        sizes = [None if size is None else size.mean for size in parameters]
+        panels.append(("parameters", sizes))
+    if experiment.teacher is not None and None not in latencies:
+        panels.append(("latency at batch 1, against the teacher's", latencies))
     if not panels or len(models) < 2:
         return None
     figure, axes = grid(len(panels), width=4.1, height=3.0, columns=2, share_y=True)
     drawn = []
-    for axis, (key, label) in zip(axes, panels, strict=False):
+    for axis, (label, costs) in zip(axes, panels, strict=False):
         points = []
-        for arm in models:
-            cost, accuracy = arm.metrics[key], arm.metrics["accuracy"]
-            if cost is None or accuracy is None or cost.mean <= 0:
+        for arm, x in zip(models, costs, strict=True):
+            accuracy = arm.metrics["accuracy"]
+            if accuracy is None or not x:
                 continue
-            x, y, color = cost.mean, 100 * accuracy.mean, colors[arm.name]
+            y, color = 100 * accuracy.mean, colors[arm.name]
             axis.plot(x, y, "o", ms=4.5, color=color, clip_on=False)
             if accuracy.sd is not None:
                 bar = {"fmt": "none", "elinewidth": 1.2, "capsize": 3}

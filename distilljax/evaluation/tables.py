@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distilljax.evaluation.arms import COST, QUALITY, Arm, Metric
+from distilljax.evaluation.arms import COST, QUALITY, Arm, Metric, speed_ratio
 from distilljax.evaluation.comparison import Comparison, Experiment
 from distilljax.evaluation.formatting import (
     MISSING,
@@ -301,8 +301,9 @@ def _cost(experiment: Experiment) -> Table:
         "Cost",
         f"{means}Latency is the median at batch "
         f"{_batch(models, 'latency_ms')}, with the 90th percentile in brackets; "
-        f"throughput is at batch {_batch(models, 'throughput')}. Both are measured "
-        "once in each process, and vary with what else the machine is doing.",
+        f"throughput is at batch {_batch(models, 'throughput')}. Both vary with what "
+        "else the machine is doing: their ratios are within rounds in which student "
+        "and teacher took turns, and are left out where the rounds do not agree.",
         (
             "model",
             *(
@@ -317,7 +318,7 @@ def _cost(experiment: Experiment) -> Table:
 def _cost_cell(arm: Arm, metric: Metric, teacher: Arm | None) -> str:
     """Such as "19.2 kB (1/63)", or for a latency "0.108 (0.157), 1.3×"."""
     value = arm.metrics[metric.key]
-    ratio = _ratio(value, None if teacher is None else teacher.metrics[metric.key])
+    ratio = "" if teacher is None else _ratio(arm, teacher, metric)
     text = quantity(None if value is None else value.mean, metric.unit)
     if metric.key != _MEDIAN:
         return f"{text} ({ratio})" if ratio else text
@@ -329,10 +330,17 @@ def _cost_cell(arm: Arm, metric: Metric, teacher: Arm | None) -> str:
     return f"{text}, {ratio}" if ratio else text
 
 
-def _ratio(value: Spread | None, reference: Spread | None) -> str:
-    if value is None or reference is None or not reference.mean or not value.mean:
+def _ratio(arm: Arm, teacher: Arm, metric: Metric) -> str:
+    """Of counts, the ratio of the means; of times, that of rounds in turn."""
+    value, reference = arm.metrics[metric.key], teacher.metrics[metric.key]
+    if "." in metric.key:
+        ratio = speed_ratio(arm, metric.key.split(".")[0])
+    elif value is None or reference is None or not reference.mean:
+        ratio = None
+    else:
+        ratio = value.mean / reference.mean
+    if not ratio:
         return ""
-    ratio = value.mean / reference.mean
     if ratio < 1:
         return f"1/{short(1 / ratio)}"
     return f"{short(ratio)}×"

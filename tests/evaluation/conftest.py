@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 
 WriteRun = Callable[..., Path]
+TEACHER_SIZE = 301066
+
+
+def _latency_ms(parameters: int) -> float:
+    return 0.02 + parameters / 5e6
 
 
 def _evaluated(
@@ -30,6 +35,11 @@ def _evaluated(
     count = np.floor(len(labels) * weight / weight.sum()).astype(int)
     count[-1] += len(labels) - count.sum()
     observed = np.clip(centres - 0.35 * (confidence - accuracy) * centres, 0, 1)
+
+    def to_teacher(ratio: float) -> dict[str, float] | None:
+        """A student is timed in turn with its teacher."""
+        found = {"median": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio}
+        return None if teacher is None else found
 
     def per_class(selected: np.ndarray) -> list[int]:
         return np.bincount(labels[selected], minlength=num_classes).tolist()
@@ -65,10 +75,17 @@ def _evaluated(
         "flops_per_example": 2.0 * parameters,
         "latency_ms": {
             "batch": 1,
-            "median": 0.02 + parameters / 5e6,
+            "median": _latency_ms(parameters),
             "p90": 0.03 + parameters / 4e6,
+            "to_teacher": to_teacher(
+                _latency_ms(parameters) / _latency_ms(TEACHER_SIZE)
+            ),
         },
-        "throughput": {"batch": 256, "examples_per_second": 4e10 / parameters},
+        "throughput": {
+            "batch": 256,
+            "examples_per_second": 4e10 / parameters,
+            "to_teacher": to_teacher(TEACHER_SIZE / parameters),
+        },
     }
 
 
@@ -184,7 +201,7 @@ def writer(runs: Path) -> WriteRun:
             "student": _evaluated(student, teacher, labels, 10, confidence, 2410),
             "teacher": None
             if teacher is None
-            else _evaluated(teacher, None, labels, 10, 0.97, 301066),
+            else _evaluated(teacher, None, labels, 10, 0.97, TEACHER_SIZE),
             "versions": {"distilljax": "0.1.0", "jax": "0.10.2"},
             "machine": {"device": "cpu", "count": 1},
             "date": "2026-06-01",

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from distilljax.evaluation import paired_difference, report
+from distilljax.evaluation import paired_difference, plots, report
 from distilljax.evaluation.comparison import compare
 from distilljax.evaluation.runs import find_runs
 from distilljax.evaluation.tables import tables
@@ -81,7 +81,9 @@ def test_numbers_of_the_three_experiments(written):
     assert "| latency, ms (p90) |" in text
     assert "| 602 k | 0.0802 (0.105) | 133 k/s |" in text
     assert "| 4.82 k (1/125) | 0.0205 (0.0306), 1/3.9 | 16.6 M/s (125×) |" in text
-    assert "once in each process, and vary with what else the machine is doing" in text
+    assert (
+        "Both vary with what else the machine is doing: their ratios are within" in text
+    )
     assert written.headlines[0].startswith("digits/all_data: “soft targets” against")
     for figure in written.figures:
         assert f"](figures/{figure.name})" in text
@@ -236,6 +238,19 @@ def test_a_latency_without_its_tail(write_run, tmp_path):
     path.write_text(json.dumps(record))
     text = report([tmp_path / "runs"]).markdown.read_text()
     assert "| 0.0205 (–), 1/3.9 |" in text
+
+
+def test_a_ratio_that_the_rounds_do_not_agree_on_is_nowhere(write_run, tmp_path):
+    path = write_run() / "results.json"
+    record = json.loads(path.read_text())
+    record["student"]["latency_ms"]["to_teacher"] |= {"low": 0.2, "high": 1.1}
+    path.write_text(json.dumps(record))
+    result = report([tmp_path / "runs"])
+    assert "| 0.0205 (0.0306) | 16.6 M/s (125×) |" in result.markdown.read_text()
+    (experiment,) = compare(find_runs([tmp_path])[0])
+    figure = plots.accuracy_and_cost(experiment, plots.arm_colors([experiment]))
+    assert figure is not None
+    assert [axis.get_xlabel() for axis in figure.axes] == ["parameters"]
 
 
 def _tones(experiment):
