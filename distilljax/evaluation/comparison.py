@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distilljax._checks import fail
@@ -100,7 +100,6 @@ class Experiment:
     Attributes:
       name: Name of the experiment.
       descriptions: From the configs; with the arm's name where the arms differ.
-      expected: What the configs say it should reach, in the same way.
       split: Split that it was evaluated on.
       num_examples: Examples of that split.
       class_names: Names of the classes.
@@ -114,7 +113,6 @@ class Experiment:
 
     name: str
     descriptions: tuple[str, ...]
-    expected: tuple[str, ...]
     split: str
     num_examples: int
     class_names: list[str]
@@ -133,12 +131,14 @@ def compare(runs: Sequence[Run]) -> list[Experiment]:
       runs: Runs of any experiments, each (name, arm, seed) once.
 
     Returns:
-      One experiment for each name, in the order of the names.
+      One experiment for each name: those that show a difference, those that show none,
+      those without comparison, each in the order of the names.
     """
-    names = sorted({run.name for run in runs}, key=natural_key)
-    experiments = [
-        _experiment([run for run in runs if run.name == name]) for name in names
-    ]
+    names = {run.name for run in runs}
+    experiments = sorted(
+        (_experiment([run for run in runs if run.name == name]) for name in names),
+        key=lambda e: (_says_little(e), natural_key(e.name)),
+    )
     teachers = [(e.name, e.teacher) for e in experiments if e.teacher is not None]
     return [
         replace(e, single=describe_single(e.arms[0].runs[0], teachers))
@@ -146,6 +146,12 @@ def compare(runs: Sequence[Run]) -> list[Experiment]:
         else e
         for e in experiments
     ]
+
+
+def _says_little(experiment: Experiment) -> int:
+    """0 for a difference in either direction: what shows none is a control of those."""
+    verdicts = {c.verdict for c in experiment.comparisons}
+    return 0 if verdicts & {"helped", "hurt"} else 1 if verdicts else 2
 
 
 def natural_key(text: str) -> list[tuple[float, str]]:
@@ -180,8 +186,7 @@ def _experiment(runs: list[Run]) -> Experiment:
     comparisons, missing = _comparisons(arms, focus)
     return Experiment(
         name=first.name,
-        descriptions=_texts(arms, lambda run: run.description),
-        expected=_texts(arms, lambda run: run.expected),
+        descriptions=_descriptions(arms),
         split=first.split,
         num_examples=first.num_examples,
         class_names=first.class_names,
@@ -193,9 +198,9 @@ def _experiment(runs: list[Run]) -> Experiment:
     )
 
 
-def _texts(arms: Sequence[Arm], read: Callable[[Run], str | None]) -> tuple[str, ...]:
+def _descriptions(arms: Sequence[Arm]) -> tuple[str, ...]:
     """What the arms say of themselves: once, if all say the same."""
-    said = {arm.name: {read(run) or "": None for run in arm.runs} for arm in arms}
+    said = {arm.name: {run.description: None for run in arm.runs} for arm in arms}
     if len({tuple(texts) for texts in said.values()}) == 1:
         return tuple(text for text in said[arms[0].name] if text)
     return tuple(

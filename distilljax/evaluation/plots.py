@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from distilljax.evaluation.arms import Arm, speed_ratio
 from distilljax.evaluation.comparison import Comparison, Experiment
-from distilljax.evaluation.formatting import shorten
+from distilljax.evaluation.formatting import fixed, shorten
 from distilljax.evaluation.plot_layout import (
     grid,
     label_ends,
@@ -70,7 +70,11 @@ def draw(
 ) -> list[tuple[str, str, Figure]]:
     """All figures an experiment has data for: (key, caption, figure)."""
     figures = []
-    over_seeds = ": mean over seeds; the band is one standard deviation"
+    curves = "Learning curves"
+    if not experiment.single:
+        curves += ": mean over seeds; the band is one standard deviation"
+    if experiment.teacher is not None:
+        curves += f"; the dashed line is the teacher on {experiment.split}"
     with mpl.rc_context(_STYLE):
         for key, caption, make in (
             (
@@ -81,7 +85,7 @@ def draw(
             ),
             (
                 "curves",
-                f"Learning curves{'' if experiment.single else over_seeds}.",
+                f"{curves}.",
                 learning_curves,
             ),
             (
@@ -146,7 +150,7 @@ def paired_dots(experiment: Experiment, colors: Mapping[str, str]) -> Figure | N
             offset = -0.3 if x == 0 else 0.3
             axis.scatter([x + offset], [np.mean(values)], color=color, **mark)
         if (level := _teacher_level(experiment)) is not None:
-            axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0)
+            axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0.9)
         axis.margins(y=0.12)
         axis.set_xlim(-0.6, 1.6)
         axis.set_xticks([0, 1], [wrap(c.baseline), wrap(c.arm)])
@@ -165,10 +169,10 @@ def _difference_title(c: Comparison) -> str:
     d = c.differences["accuracy"]
     if d is None:
         return c.verdict
-    text = f"{100 * d.mean:+.1f} points".replace("-", "−")
+    text = f"{fixed(100 * d.mean, 1, sign=True)} points"
     if d.low is not None and d.high is not None:
-        ends = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]".replace("-", "−")
-        text += f" {ends}"
+        low, high = (fixed(100 * end, 1, sign=True) for end in (d.low, d.high))
+        text += f" [{low}, {high}]"
     return f"{text}\n{c.verdict}{', other data' * c.other_data}"
 
 
@@ -230,10 +234,14 @@ def learning_curves(experiment: Experiment, colors: Mapping[str, str]) -> Figure
         unit = {"accuracy": ", %", "loss": ""}.get(name, ", nats")
         label = name.replace("kl_to_teacher", "KL to teacher").replace("kl", "KL")
         if name == "accuracy":
+            if (level := _teacher_level(experiment)) is not None:
+                axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0.9)
+                ends.append((level, f"teacher, {experiment.split}", TEACHER))
             percent_axis(axis)
         axis.set_title(f"{split} {label}{unit}")
         axis.set_xlabel("step")
         axis.grid(axis="y", color="#EEEEEE", lw=0.8)
+        axis.set_axisbelow(True)
         label_ends(axis, ends)
     return figure
 
@@ -318,9 +326,10 @@ def forgetting(experiment: Experiment, colors: Mapping[str, str]) -> Figure | No
                     place = sign * (value + 0.015 * limit)
                     axis.text(place, row, text, fontsize=7.5, va="center", ha=side)
         axis.axvline(0, color="#888888", lw=0.8)
-        net = gained.sum() - lost.sum()
-        title = f"{shorten(name, 28)}\n+{gained.sum():.1f} −{lost.sum():.1f}"
-        axis.set_title(f"{title} (net {net:+.1f})".replace("-", "−"), fontsize=9)
+        won, gone, net = gained.sum(), lost.sum(), gained.sum() - lost.sum()
+        title = f"+{fixed(won, decimals)} −{fixed(gone, decimals)}"
+        title += f" (net {fixed(net, decimals, sign=True)})"
+        axis.set_title(f"{shorten(name, 28)}\n{title}", fontsize=9)
         axis.set(xlim=(-limit, limit), ylim=(len(labels) - 0.5, -0.5))
         axis.set_yticks(rows, [experiment.class_names[label] for label in labels])
         axis.set_xticks([])

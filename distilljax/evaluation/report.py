@@ -23,7 +23,7 @@ from distilljax.evaluation import tables
 from distilljax.evaluation.arms import Arm
 from distilljax.evaluation.comparison import Comparison, Experiment, compare
 from distilljax.evaluation.formatting import fixed
-from distilljax.evaluation.headlines import headlines
+from distilljax.evaluation.headlines import expectations, headlines
 from distilljax.evaluation.runs import find_runs
 
 FORMAT = 1
@@ -166,7 +166,7 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
                 "name": experiment.name,
                 "slug": slug,
                 "descriptions": experiment.descriptions,
-                "expected": experiment.expected,
+                "expected": expectations(experiment),
                 "headlines": lines,
                 "verdicts": "; ".join(
                     _verdict(c, experiment) for c in experiment.comparisons
@@ -264,7 +264,6 @@ def experiment_json(experiment: Experiment) -> dict[str, Any]:
     shared = (
         "name",
         "descriptions",
-        "expected",
         "split",
         "num_examples",
         "class_names",
@@ -273,6 +272,7 @@ def experiment_json(experiment: Experiment) -> dict[str, Any]:
     models = [] if experiment.teacher is None else [experiment.teacher]
     lines = headlines(experiment)
     return {field: getattr(experiment, field) for field in fields} | {
+        "expected": expectations(experiment),
         "teacher": _arm_json(models[0]) if models else None,
         "arms": [_arm_json(arm) for arm in experiment.arms],
         "comparisons": [

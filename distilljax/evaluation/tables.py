@@ -91,8 +91,8 @@ def _quality(experiment: Experiment) -> Table:
     columns = []
     for metric in QUALITY:
         values = [_once(arm, arm.metrics[metric.key]) for arm in models]
-        means = [value.mean for value in values if value is not None]
-        decimals = decimals_of(metric, means, experiment.num_examples)
+        sizes = [x for v in values if v is not None for x in (v.mean, v.sd or 0.0)]
+        decimals = decimals_of(metric, sizes, experiment.num_examples)
         columns.append([with_spread(metric, value, decimals) for value in values])
     errors = [_errors(arm) for arm in models]
     rows = tuple(
@@ -260,13 +260,18 @@ def _forgetting(experiment: Experiment) -> Table | None:
     if not known or experiment.teacher is None or len(names) > MAX_CLASSES:
         return None
     teacher = experiment.teacher.per_class
+    changes = [[a.per_class[key] or [] for key in ("gained", "lost")] for a in known]
+    decimals = max(_decimals(counts) for change in changes for counts in change)
     rows = []
     for label, name in enumerate(names):
-        cells = [name, *(_count(teacher[key], label) for key in ("count", "correct"))]
+        right = [teacher[key] for key in ("count", "correct")]
+        cells = [
+            name,
+            *(fixed(x[label], _decimals(x)) if x else MISSING for x in right),
+        ]
         cells += [
-            f"+{_count(arm.per_class['gained'], label)} "
-            f"−{_count(arm.per_class['lost'], label)}"
-            for arm in known
+            f"+{fixed(gained[label], decimals)} −{fixed(lost[label], decimals)}"
+            for gained, lost in changes
         ]
         rows.append(tuple(map(Cell, cells)))
     return Table(
@@ -278,12 +283,9 @@ def _forgetting(experiment: Experiment) -> Table | None:
     )
 
 
-def _count(counts: list[float] | None, label: int) -> str:
-    """A mean count; whole numbers only where all of its kind are whole."""
-    if counts is None:
-        return MISSING
-    whole = all(float(count).is_integer() for count in counts)
-    return fixed(counts[label], 0 if whole else 1)
+def _decimals(counts: list[float]) -> int:
+    """Of mean counts: whole numbers only where all that stand together are whole."""
+    return 0 if all(float(count).is_integer() for count in counts) else 1
 
 
 def _cost(experiment: Experiment) -> Table:

@@ -84,7 +84,8 @@ def test_numbers_of_the_three_experiments(written):
     assert (
         "Both vary with what else the machine is doing: their ratios are within" in text
     )
-    assert written.headlines[0].startswith("digits/all_data: “soft targets” against")
+    assert written.headlines[0].startswith("digits/few_labels: “soft targets” helped")
+    assert written.headlines[-1].startswith("digits/all_data: “soft targets” against")
     for figure in written.figures:
         assert f"](figures/{figure.name})" in text
         assert figure.read_bytes().startswith(b"\x89PNG")
@@ -331,6 +332,20 @@ def test_a_diverged_run_shows(write_run, tmp_path):
     assert "| nan |" in row
     strict = json.loads(result.data.read_text(), parse_constant=pytest.fail)
     assert strict["experiments"][0]["arms"][0]["metrics"]["nll"]["mean"] == "nan"
+
+
+def test_counts_that_stand_together_share_their_decimals(write_run, tmp_path):
+    for seed in range(2):
+        write_run(arm="hard labels", errors=91, seed=seed, baseline=None)
+        write_run(errors=91, seed=seed)
+    for path in tmp_path.rglob("*hard*/results.json"):
+        record = json.loads(path.read_text())
+        record["student"]["per_class"] |= {"gained": [0] * 10, "lost": [3] * 10}
+        path.write_text(json.dumps(record))
+    (experiment,) = compare(find_runs([tmp_path])[0])
+    (table,) = [t for t in tables(experiment) if t.title.startswith("Gained and lost")]
+    assert {row[3].text for row in table.rows} == {"+0.0 −3.0"}
+    assert all("." in row[4].text for row in table.rows)
 
 
 def test_names_are_escaped(write_run, tmp_path):
