@@ -79,6 +79,22 @@ class Arm:
         return tuple(run.seed for run in self.runs)
 
 
+def speed_ratio(arm: Arm, key: str) -> float | None:
+    """Mean ratio of an arm's `latency_ms` or `throughput` to its teacher's.
+
+    None where no run timed both in turn, and where the rounds of any run do not agree
+    (10th to 90th percentile) which of them is larger: then it is below what can be
+    measured.
+    """
+    found = [(run.student.get(key) or {}).get("to_teacher") for run in arm.runs]
+    ratios = [ratio for ratio in found if ratio]
+    if not ratios or len(ratios) < len(found):
+        return None
+    if min(r["low"] for r in ratios) <= 1 <= max(r["high"] for r in ratios):
+        return None
+    return float(np.mean([r["median"] for r in ratios]))
+
+
 def student_of(run: Run) -> dict[str, Any]:
     """The student's evaluation."""
     return run.student

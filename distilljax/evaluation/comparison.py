@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distilljax._checks import fail
@@ -16,6 +16,7 @@ from distilljax.evaluation.arms import (
     make_arm,
     teacher_of,
 )
+from distilljax.evaluation.differences import Difference, is_taught, what_differs
 from distilljax.evaluation.runs import Run
 from distilljax.evaluation.single import describe_single, is_single
 from distilljax.evaluation.statistics import (
@@ -56,7 +57,8 @@ class Comparison:
       differences: Arm minus baseline, by metric; None where a run lacks the metric.
       recall: Arm minus baseline in the recall of each focus class.
       pooled: McNemar's test, where all runs saved their predictions.
-      unfair: Why the two are not comparable; empty if they are.
+      differs: Everything in which the two differ.
+      baseline_taught: Whether the baseline was taught by a teacher, too.
     """
 
     arm: str
@@ -65,7 +67,18 @@ class Comparison:
     differences: dict[str, PairedDifference | None]
     recall: dict[int, PairedDifference]
     pooled: Pooled | None
-    unfair: tuple[str, ...]
+    differs: tuple[Difference, ...]
+    baseline_taught: bool
+
+    @property
+    def unfair(self) -> tuple[str, ...]:
+        """Why the two are not comparable; empty if they are."""
+        return tuple(str(d) for d in self.differs if d.kind == "unfair")
+
+    @property
+    def other_data(self) -> bool:
+        """Whether the arm was trained on other data than its baseline."""
+        return any(d.kind == "training data" for d in self.differs)
 
     @property
     def verdict(self) -> str:
@@ -87,7 +100,6 @@ class Experiment:
     Attributes:
       name: Name of the experiment.
       descriptions: From the configs; with the arm's name where the arms differ.
-      expected: What the configs say it should reach, in the same way.
       split: Split that it was evaluated on.
       num_examples: Examples of that split.
       class_names: Names of the classes.
@@ -101,7 +113,6 @@ class Experiment:
 
     name: str
     descriptions: tuple[str, ...]
-    expected: tuple[str, ...]
     split: str
     num_examples: int
     class_names: list[str]
@@ -120,12 +131,14 @@ def compare(runs: Sequence[Run]) -> list[Experiment]:
       runs: Runs of any experiments, each (name, arm, seed) once.
 
     Returns:
-      One experiment for each name, in the order of the names.
+      One experiment for each name: those that show a difference, those that show none,
+      those without comparison, each in the order of the names.
     """
-    names = sorted({run.name for run in runs}, key=natural_key)
-    experiments = [
-        _experiment([run for run in runs if run.name == name]) for name in names
-    ]
+    names = {run.name for run in runs}
+    experiments = sorted(
+        (_experiment([run for run in runs if run.name == name]) for name in names),
+        key=lambda e: (_says_little(e), natural_key(e.name)),
+    )
     teachers = [(e.name, e.teacher) for e in experiments if e.teacher is not None]
     return [
         replace(e, single=describe_single(e.arms[0].runs[0], teachers))
@@ -133,6 +146,12 @@ def compare(runs: Sequence[Run]) -> list[Experiment]:
         else e
         for e in experiments
     ]
+
+
+def _says_little(experiment: Experiment) -> int:
+    """0 for a difference in either direction: what shows none is a control of those."""
+    verdicts = {c.verdict for c in experiment.comparisons}
+    return 0 if verdicts & {"helped", "hurt"} else 1 if verdicts else 2
 
 
 def natural_key(text: str) -> list[tuple[float, str]]:
@@ -167,8 +186,7 @@ def _experiment(runs: list[Run]) -> Experiment:
     comparisons, missing = _comparisons(arms, focus)
     return Experiment(
         name=first.name,
-        descriptions=_texts(arms, lambda run: run.description),
-        expected=_texts(arms, lambda run: run.expected),
+        descriptions=_descriptions(arms),
         split=first.split,
         num_examples=first.num_examples,
         class_names=first.class_names,
@@ -180,9 +198,9 @@ def _experiment(runs: list[Run]) -> Experiment:
     )
 
 
-def _texts(arms: Sequence[Arm], read: Callable[[Run], str | None]) -> tuple[str, ...]:
+def _descriptions(arms: Sequence[Arm]) -> tuple[str, ...]:
     """What the arms say of themselves: once, if all say the same."""
-    said = {arm.name: {read(run) or "": None for run in arm.runs} for arm in arms}
+    said = {arm.name: {run.description: None for run in arm.runs} for arm in arms}
     if len({tuple(texts) for texts in said.values()}) == 1:
         return tuple(text for text in said[arms[0].name] if text)
     return tuple(
@@ -234,6 +252,11 @@ def _comparisons(
                     f"{arm.name} and {name}: seeds {seeds} have no partner, and are "
                     "left out of the difference."
                 )
+            if any(run.config is None for pair in pairs for run in pair):
+                notes.append(
+                    f"{arm.name} and {name}: without config.json beside each of their "
+                    "results, only their budgets and sizes were compared."
+                )
             comparisons.append(_compare_pairs(arm.name, name, pairs, focus))
     runs = [run for arm in arms for run in arm.runs]
     if not any(run.baseline for run in runs) and not is_single(runs):
@@ -264,7 +287,8 @@ def _compare_pairs(
         differences=differences,
         recall=recall,
         pooled=_pool_predictions(pairs),
-        unfair=tuple(_unfair(pairs)),
+        differs=what_differs(pairs),
+        baseline_taught=any(is_taught(run) for _, run in pairs),
     )
 
 
@@ -276,29 +300,6 @@ def _difference(
     if len(first) < len(ours) or len(second) < len(theirs):
         return None
     return paired_difference(first, second)
-
-
-def _unfair(pairs: list[tuple[Run, Run]]) -> list[str]:
-    """What differs between the partners of a pair, apart from the teaching."""
-    what = {
-        "training steps": lambda run: run.steps,
-        "examples seen": lambda run: run.examples_seen,
-        "parameters": lambda run: run.student.get("parameters"),
-        "evaluated split": lambda run: run.split,
-        "evaluated examples": lambda run: run.num_examples,
-    }
-    reasons = []
-    for name, read in what.items():
-        values = {(read(run), read(other)) for run, other in pairs}
-        unequal = sorted((a, b) for a, b in values if None not in (a, b) and a != b)
-        if unequal:
-            ours, theirs = unequal[0]
-            reasons.append(f"{name} {_thousands(ours)} against {_thousands(theirs)}")
-    return reasons
-
-
-def _thousands(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,.10g}"
 
 
 def _pool_predictions(pairs: list[tuple[Run, Run]]) -> Pooled | None:

@@ -1,67 +1,128 @@
-"""What a model costs: parameters, bytes, FLOPs, latency and throughput, measured."""
+"""What models cost: parameters, bytes, FLOPs, latency and throughput, measured.
+
+A machine that is busy now and idle a second later makes two timings incomparable. So
+models are timed in turn, and what is compared is their ratio within a round.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-LATENCY_CALLS = 50
+LATENCY_ROUNDS, LATENCY_CALLS = 10, 5
+THROUGHPUT_ROUNDS, THROUGHPUT_CALLS = 5, 1
 THROUGHPUT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to be measured.
+
+    Attributes:
+      forward: `(state, inputs) -> logits`, in inference mode.
+      state: All arrays of the model.
+      params: Those of them that are parameters.
+    """
+
+    forward: Callable[[Any, Any], Any]
+    state: Any
+    params: Any
+
+
+def costs(models: Mapping[str, Model], example: Any) -> dict[str, dict[str, Any]]:
+    """Size and speed of forward passes on the current device.
+
+    Args:
+      models: By name. If one is the "teacher", the others are compared with it.
+      example: One input, shape [1, ...].
+
+    Returns:
+      For each model `parameters` (count), `bytes` (of all arrays), `flops_per_example`
+      (counted by the compiler for batch 1, which sees a scanned layer once),
+      `latency_ms` at batch 1 (median and 90th percentile over 50 calls, each waited
+      for) and `throughput` in examples per second at batch 256 (best of 5). Both have
+      `to_teacher`: median, 10th and 90th percentile, over the rounds, of the ratio to
+      the teacher in the same round; None for the teacher itself, or without one.
+    """
+    example = np.asarray(example)
+    many = np.repeat(example, THROUGHPUT_BATCH, axis=0)
+    single = {name: _compile(model, example) for name, model in models.items()}
+    seconds = _time(single, models, example, LATENCY_ROUNDS, LATENCY_CALLS)
+    batched = {name: _compile(model, many) for name, model in models.items()}
+    batch_seconds = _time(batched, models, many, THROUGHPUT_ROUNDS, THROUGHPUT_CALLS)
+    latency = {name: np.median(times, axis=1) for name, times in seconds.items()}
+    speed = {n: THROUGHPUT_BATCH / times.min(1) for n, times in batch_seconds.items()}
+    return {
+        name: {
+            **_size(model, single[name]),
+            "latency_ms": {
+                "batch": 1,
+                "median": 1e3 * float(np.median(seconds[name])),
+                "p90": 1e3 * float(np.percentile(seconds[name], 90)),
+                "to_teacher": _to_teacher(name, latency),
+            },
+            "throughput": {
+                "batch": THROUGHPUT_BATCH,
+                "examples_per_second": float(speed[name].max()),
+                "to_teacher": _to_teacher(name, speed),
+            },
+        }
+        for name, model in models.items()
+    }
+
+
+def _compile(model: Model, inputs: np.ndarray) -> Any:
+    return jax.jit(model.forward).lower(model.state, inputs).compile()
+
+
+def _size(model: Model, compiled: Any) -> dict[str, Any]:
+    arrays = [
+        x
+        for x in jax.tree.leaves(model.state)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    ]
+    analysis = compiled.cost_analysis() or {}
+    return {
+        "parameters": int(sum(x.size for x in jax.tree.leaves(model.params))),
+        "bytes": int(sum(x.size * x.dtype.itemsize for x in arrays)),
+        "flops_per_example": float(analysis.get("flops", float("nan"))),
+    }
+
+
+def _time(
+    compiled: Mapping[str, Any],
+    models: Mapping[str, Model],
+    inputs: np.ndarray,
+    rounds: int,
+    calls: int,
+) -> dict[str, np.ndarray]:
+    """Seconds of each call [rounds, calls]: in each round, each model has its turn."""
+    seconds = {name: np.empty((rounds, calls)) for name in models}
+    for round_ in range(-1, rounds):  # the first one warms up
+        for name in models if round_ % 2 else reversed(list(models)):
+            for call in range(calls):
+                start = time.perf_counter()
+                jax.block_until_ready(compiled[name](models[name].state, inputs))
+                seconds[name][max(round_, 0), call] = time.perf_counter() - start
+    return seconds
+
+
+def _to_teacher(name: str, rounds: dict[str, np.ndarray]) -> dict[str, float] | None:
+    """The ratio within each round; what slows both cancels."""
+    if name == "teacher" or "teacher" not in rounds:
+        return None
+    low, median, high = np.percentile(rounds[name] / rounds["teacher"], (10, 50, 90))
+    return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def cost(
     forward: Callable[[Any, Any], Any], state: Any, params: Any, example: Any
 ) -> dict[str, Any]:
-    """Size and speed of a forward pass on the current device.
-
-    Args:
-      forward: `(state, inputs) -> logits`, in inference mode.
-      state: All arrays of the model.
-      params: Those of them that are parameters.
-      example: One input, shape [1, ...].
-
-    Returns:
-      `parameters` (count), `bytes` (of all arrays), `flops_per_example` (counted by the
-      compiler for batch 1, which sees a scanned layer once), `latency_ms` at batch 1
-      (median and 90th percentile over 50 calls, each waited for), `throughput` in
-      examples per second at batch 256 (best of 5).
-    """
-    arrays = [
-        x
-        for x in jax.tree.leaves(state)
-        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    ]
-    compiled = jax.jit(forward)
-    analysis = compiled.lower(state, example).compile().cost_analysis() or {}
-    jax.block_until_ready(compiled(state, example))
-    times = []
-    for _ in range(LATENCY_CALLS):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(state, example))
-        times.append(1e3 * (time.perf_counter() - start))
-    many = np.repeat(np.asarray(example), THROUGHPUT_BATCH, axis=0)
-    jax.block_until_ready(compiled(state, many))
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(state, many))
-        best = min(best, time.perf_counter() - start)
-    return {
-        "parameters": int(sum(x.size for x in jax.tree.leaves(params))),
-        "bytes": int(sum(x.size * x.dtype.itemsize for x in arrays)),
-        "flops_per_example": float(analysis.get("flops", float("nan"))),
-        "latency_ms": {
-            "batch": 1,
-            "median": float(np.median(times)),
-            "p90": float(np.percentile(times, 90)),
-        },
-        "throughput": {
-            "batch": THROUGHPUT_BATCH,
-            "examples_per_second": THROUGHPUT_BATCH / best,
-        },
-    }
+    """The `costs` of one model by itself."""
+    return costs({"model": Model(forward, state, params)}, example)["model"]

@@ -97,7 +97,7 @@ class Evaluator:
         keep = np.concatenate(where).astype(bool)
 
         def total(parts):
-            return jax.tree.map(lambda *xs: np.sum(np.stack(xs), axis=0), *parts)
+            return jax.tree.map(lambda *xs: _total(np.stack(xs)), *parts)
 
         has_teacher = teacher_sums[0] is not None
         return Evaluation(
@@ -107,3 +107,9 @@ class Evaluator:
             student_predictions=np.concatenate(z)[keep],
             teacher_predictions=np.concatenate(v)[keep] if has_teacher else None,
         )
+
+
+def _total(sums: np.ndarray) -> np.ndarray:
+    """Over all batches, in float64 or int64: adding in float32 loses small batches."""
+    exact = np.float64 if np.issubdtype(sums.dtype, np.floating) else np.int64
+    return np.asarray(np.sum(sums, axis=0, dtype=exact))

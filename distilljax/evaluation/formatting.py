@@ -37,14 +37,16 @@ def decimals_of(metric: Metric, values: Sequence[float], num_examples: int) -> i
     """Decimals for a column, so that all of its cells share them.
 
     A share follows the number of examples; another quantity gets three significant
-    digits at its largest value, and at most four decimals.
+    digits at its largest value, one at its smallest, and at most four decimals.
     """
     if metric.unit == "%":
         return percent_decimals(num_examples)
-    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
-    if largest == 0:
+    sizes = [abs(v) for v in values if math.isfinite(v) and v]
+    if not sizes:
         return 3
-    return min(4, max(0, 2 - math.floor(math.log10(largest))))
+    at_largest = 2 - math.floor(math.log10(max(sizes)))
+    at_smallest = -math.floor(math.log10(min(sizes)))
+    return min(4, max(0, at_largest, at_smallest))
 
 
 def scaled(metric: Metric, value: float) -> float:
@@ -118,3 +120,8 @@ def quantity(value: float | None, unit: str = "") -> str:
 def short(ratio: float) -> str:
     """A ratio of at least 1: two digits, or whole, such as "3.9" or "125"."""
     return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
+
+
+def shorten(text: str, width: int = 24) -> str:
+    """A text on one line, cut with an ellipsis."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from distilljax.evaluation.arms import QUALITY, Arm, Metric
 from distilljax.evaluation.comparison import MIN_PAIRS, Comparison, Experiment
-from distilljax.evaluation.formatting import better_of, fixed, percent_decimals
-from distilljax.evaluation.statistics import PairedDifference
+from distilljax.evaluation.formatting import (
+    better_of,
+    fixed,
+    percent_decimals,
+    shorten,
+)
+from distilljax.evaluation.statistics import PairedDifference, Spread
 
 
 @dataclass(frozen=True)
@@ -27,16 +35,76 @@ def headlines(experiment: Experiment) -> list[Headline]:
     ]
 
 
+def expectations(experiment: Experiment) -> list[str]:
+    """What the configs expect, each beside what was measured of the same arm.
+
+    An expectation is a sentence that a person wrote, so a person has to judge it. An
+    arm without a baseline that repeats another arm's has only inherited it.
+    """
+    claimed = {
+        run.expected
+        for c in experiment.comparisons
+        for arm in experiment.arms
+        if arm.name == c.arm
+        for run in arm.runs
+    }
+    compared = {c.arm for c in experiment.comparisons}
+    lines = []
+    for arm in experiment.arms:
+        texts = dict.fromkeys(run.expected for run in arm.runs if run.expected)
+        for text in texts:
+            if arm.name in compared or text not in claimed:
+                name = f" of “{arm.name}”" if len(experiment.arms) > 1 else ""
+                measured = "; ".join(_measured(arm, experiment))
+                lines.append(
+                    f"Expected{name}: {text.rstrip('.')}. Measured: {measured}."
+                )
+    return lines
+
+
+def _measured(arm: Arm, experiment: Experiment) -> list[str]:
+    """Accuracy, errors and recall of an arm, from its baseline's where it has one."""
+    arms = {arm.name: arm for arm in experiment.arms}
+    before = [arms[c.baseline] for c in experiment.comparisons if c.arm == arm.name]
+    total, decimals = experiment.num_examples, percent_decimals(experiment.num_examples)
+
+    def shares(read: Callable[[Arm], Spread | None], decimals: int) -> str:
+        """Such as "83.9 % to 91.5 %"."""
+        known = [spread for a in (*before[:1], arm) if (spread := read(a)) is not None]
+        return " to ".join(f"{fixed(100 * s.mean, decimals)} %" for s in known)
+
+    def errors(arm: Arm) -> str:
+        accuracy = arm.metrics["accuracy"]
+        wrong = total * (1 - accuracy.mean) if accuracy is not None else math.nan
+        return fixed(wrong, 0 if len(arm.runs) == 1 else 1)
+
+    counts = " to ".join(map(errors, (*before[:1], arm)))
+    accuracy = shares(lambda a: a.metrics["accuracy"], decimals)
+    found = [f"accuracy {accuracy}", f"errors {counts} of {total:,}"]
+    for label in experiment.focus_classes:
+        recall = shares(partial(_recall, label=label), 1)
+        if recall:
+            found.append(f"recall on {experiment.class_names[label]} {recall}")
+    return found
+
+
+def _recall(arm: Arm, label: int) -> Spread | None:
+    return arm.recall.get(label)
+
+
 def _headline(c: Comparison, arms: dict[str, Arm], experiment: Experiment) -> str:
-    names = f"“{c.arm}” against “{c.baseline}”"
+    ours = f"“{c.arm}”{' (other training data)' * c.other_data}"
+    theirs = f"“{c.baseline}”{' (distilled itself)' * c.baseline_taught}"
+    names = f"{ours} against {theirs}"
     opening = {
-        "helped": f"“{c.arm}” helped against “{c.baseline}”",
-        "hurt": f"“{c.arm}” hurt against “{c.baseline}”",
+        "helped": f"{ours} helped against {theirs}",
+        "hurt": f"{ours} hurt against {theirs}",
         "no difference shown": f"{names}: no difference shown",
         "too few pairs for a claim": f"{names}: {_pairs(len(c.seeds))}, too few for a "
         "claim",
         "not a fair comparison": f"NOT A FAIR COMPARISON: {names} "
-        f"({'; '.join(c.unfair)}), so this says nothing about the teacher",
+        f"({'; '.join(shorten(x, 80) for x in c.unfair)}), so this says nothing about "
+        "the teaching",
     }[c.verdict]
     accuracy = QUALITY[0]
     sentences = [f"{opening}."]

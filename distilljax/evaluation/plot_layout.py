@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from distilljax.evaluation.formatting import shorten
+
 
 def grid(
     num_panels: int,
@@ -51,11 +53,6 @@ def left_labels(axes: Sequence[Axes], label: str) -> None:
 def wrap(text: str, width: int = 15) -> str:
     """A name on several short lines."""
     return textwrap.fill(text, width, max_lines=3, placeholder="…")
-
-
-def shorten(text: str, width: int = 24) -> str:
-    """A name on one line, cut with an ellipsis."""
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:

@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distilljax.evaluation.arms import Arm
+from distilljax.evaluation.arms import Arm, speed_ratio
 from distilljax.evaluation.comparison import Comparison, Experiment
+from distilljax.evaluation.formatting import fixed, shorten
 from distilljax.evaluation.plot_layout import (
     grid,
     label_ends,
@@ -24,7 +25,6 @@ from distilljax.evaluation.plot_layout import (
     left_labels,
     log_axis,
     percent_axis,
-    shorten,
     widen_log,
     wrap,
 )
@@ -70,7 +70,11 @@ def draw(
 ) -> list[tuple[str, str, Figure]]:
     """All figures an experiment has data for: (key, caption, figure)."""
     figures = []
-    over_seeds = ": mean over seeds; the band is one standard deviation"
+    curves = "Learning curves"
+    if not experiment.single:
+        curves += ": mean over seeds; the band is one standard deviation"
+    if experiment.teacher is not None:
+        curves += f"; the dashed line is the teacher on {experiment.split}"
     with mpl.rc_context(_STYLE):
         for key, caption, make in (
             (
@@ -81,7 +85,7 @@ def draw(
             ),
             (
                 "curves",
-                f"Learning curves{'' if experiment.single else over_seeds}.",
+                f"{curves}.",
                 learning_curves,
             ),
             (
@@ -146,7 +150,7 @@ def paired_dots(experiment: Experiment, colors: Mapping[str, str]) -> Figure | N
             offset = -0.3 if x == 0 else 0.3
             axis.scatter([x + offset], [np.mean(values)], color=color, **mark)
         if (level := _teacher_level(experiment)) is not None:
-            axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0)
+            axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0.9)
         axis.margins(y=0.12)
         axis.set_xlim(-0.6, 1.6)
         axis.set_xticks([0, 1], [wrap(c.baseline), wrap(c.arm)])
@@ -165,11 +169,11 @@ def _difference_title(c: Comparison) -> str:
     d = c.differences["accuracy"]
     if d is None:
         return c.verdict
-    text = f"{100 * d.mean:+.1f} points".replace("-", "−")
+    text = f"{fixed(100 * d.mean, 1, sign=True)} points"
     if d.low is not None and d.high is not None:
-        ends = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]".replace("-", "−")
-        text += f" {ends}"
-    return f"{text}\n{c.verdict}"
+        low, high = (fixed(100 * end, 1, sign=True) for end in (d.low, d.high))
+        text += f" [{low}, {high}]"
+    return f"{text}\n{c.verdict}{', other data' * c.other_data}"
 
 
 def _teacher_level(experiment: Experiment) -> float | None:
@@ -230,10 +234,14 @@ def learning_curves(experiment: Experiment, colors: Mapping[str, str]) -> Figure
         unit = {"accuracy": ", %", "loss": ""}.get(name, ", nats")
         label = name.replace("kl_to_teacher", "KL to teacher").replace("kl", "KL")
         if name == "accuracy":
+            if (level := _teacher_level(experiment)) is not None:
+                axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0.9)
+                ends.append((level, f"teacher, {experiment.split}", TEACHER))
             percent_axis(axis)
         axis.set_title(f"{split} {label}{unit}")
         axis.set_xlabel("step")
         axis.grid(axis="y", color="#EEEEEE", lw=0.8)
+        axis.set_axisbelow(True)
         label_ends(axis, ends)
     return figure
 
@@ -318,9 +326,10 @@ def forgetting(experiment: Experiment, colors: Mapping[str, str]) -> Figure | No
                     place = sign * (value + 0.015 * limit)
                     axis.text(place, row, text, fontsize=7.5, va="center", ha=side)
         axis.axvline(0, color="#888888", lw=0.8)
-        net = gained.sum() - lost.sum()
-        title = f"{shorten(name, 28)}\n+{gained.sum():.1f} −{lost.sum():.1f}"
-        axis.set_title(f"{title} (net {net:+.1f})".replace("-", "−"), fontsize=9)
+        won, gone, net = gained.sum(), lost.sum(), gained.sum() - lost.sum()
+        title = f"+{fixed(won, decimals)} −{fixed(gone, decimals)}"
+        title += f" (net {fixed(net, decimals, sign=True)})"
+        axis.set_title(f"{shorten(name, 28)}\n{title}", fontsize=9)
         axis.set(xlim=(-limit, limit), ylim=(len(labels) - 0.5, -0.5))
         axis.set_yticks(rows, [experiment.class_names[label] for label in labels])
         axis.set_xticks([])
@@ -339,29 +348,33 @@ def accuracy_and_cost(
 ) -> Figure | None:
     """Accuracy over parameters and over latency, both logarithmic; one model has none.
 
-    A single dot is no comparison.
+    A single dot is no comparison, and latencies that were not timed in turn, or whose
+    rounds do not agree, are none either.
     """
     models = [] if experiment.teacher is None else [experiment.teacher]
     models += experiment.arms
-    panels = [
-        (key, label)
-        for key, label in (
-            ("parameters", "parameters"),
-            ("latency_ms.median", "latency at batch 1, ms"),
-        )
-        if any(arm.metrics[key] is not None for arm in models)
+    parameters = [arm.metrics["parameters"] for arm in models]
+    latencies = [
+        1.0 if arm is experiment.teacher else speed_ratio(arm, "latency_ms")
+        for arm in models
     ]
+    panels = []
+    if any(parameters):
+        sizes = [None if size is None else size.mean for size in parameters]
+        panels.append(("parameters", sizes))
+    if experiment.teacher is not None and None not in latencies:
+        panels.append(("latency at batch 1, against the teacher's", latencies))
     if not panels or len(models) < 2:
         return None
     figure, axes = grid(len(panels), width=4.1, height=3.0, columns=2, share_y=True)
     drawn = []
-    for axis, (key, label) in zip(axes, panels, strict=False):
+    for axis, (label, costs) in zip(axes, panels, strict=False):
         points = []
-        for arm in models:
-            cost, accuracy = arm.metrics[key], arm.metrics["accuracy"]
-            if cost is None or accuracy is None or cost.mean <= 0:
+        for arm, x in zip(models, costs, strict=True):
+            accuracy = arm.metrics["accuracy"]
+            if accuracy is None or not x:
                 continue
-            x, y, color = cost.mean, 100 * accuracy.mean, colors[arm.name]
+            y, color = 100 * accuracy.mean, colors[arm.name]
             axis.plot(x, y, "o", ms=4.5, color=color, clip_on=False)
             if accuracy.sd is not None:
                 bar = {"fmt": "none", "elinewidth": 1.2, "capsize": 3}

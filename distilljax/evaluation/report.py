@@ -23,16 +23,18 @@ from distilljax.evaluation import tables
 from distilljax.evaluation.arms import Arm
 from distilljax.evaluation.comparison import Comparison, Experiment, compare
 from distilljax.evaluation.formatting import fixed
-from distilljax.evaluation.headlines import headlines
+from distilljax.evaluation.headlines import expectations, headlines
 from distilljax.evaluation.runs import find_runs
 
 FORMAT = 1
 
 _READING = (
     "An arm is compared with its baseline seed by seed, because runs that share a seed "
-    "share data, split and order. “Helped” and “hurt” are said only if the 95 % "
-    "Student-t interval of the paired difference in accuracy leaves out 0, with at "
-    "least three pairs on the same budget. The intervals are not corrected for the "
+    "share what it decides: the initial weights and the order of the data. “What "
+    "differs” lists all that the configs of the two do not share. “Helped” and “hurt” "
+    "are said only if the 95 % Student-t interval of the paired difference in accuracy "
+    "leaves out 0, with at least three pairs, and if nothing differs but the teaching "
+    "or, which is said, the training data. The intervals are not corrected for the "
     "number of comparisons: of twenty without any effect, one is expected to leave out "
     "0. KL and NLL are in nats, at temperature 1. Intervals over seeds say what "
     "another seed would give on the same test examples; another test set has its own "
@@ -164,7 +166,7 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
                 "name": experiment.name,
                 "slug": slug,
                 "descriptions": experiment.descriptions,
-                "expected": experiment.expected,
+                "expected": expectations(experiment),
                 "headlines": lines,
                 "verdicts": "; ".join(
                     _verdict(c, experiment) for c in experiment.comparisons
@@ -183,7 +185,7 @@ def _views(experiments: list[Experiment], target: Path) -> list[dict[str, Any]]:
 
 def _verdict(c: Comparison, experiment: Experiment) -> str:
     """The verdict in a word, and the recall where that moved for certain."""
-    words = [f"“{c.arm}”: {c.verdict}"]
+    words = [f"“{c.arm}”: {c.verdict}{' (other training data)' * c.other_data}"]
     for label, recall in c.recall.items():
         if recall.excludes_zero and not c.unfair:
             points = fixed(100 * recall.mean, 1, sign=True)
@@ -218,8 +220,8 @@ def _intro(experiments: list[Experiment]) -> str:
         _plural(len(seeds), "seed"),
     )
     compared = (
-        " Each student is compared with its teacher and with the same student trained "
-        "without it on the same budget."
+        " Each student is shown beside its teacher, and compared with the arm that it "
+        "names as its baseline; “What differs” lists all in which these two do."
     )
     return f"{', '.join(counts)}." + compared * any(e.comparisons for e in experiments)
 
@@ -262,7 +264,6 @@ def experiment_json(experiment: Experiment) -> dict[str, Any]:
     shared = (
         "name",
         "descriptions",
-        "expected",
         "split",
         "num_examples",
         "class_names",
@@ -271,10 +272,12 @@ def experiment_json(experiment: Experiment) -> dict[str, Any]:
     models = [] if experiment.teacher is None else [experiment.teacher]
     lines = headlines(experiment)
     return {field: getattr(experiment, field) for field in fields} | {
+        "expected": expectations(experiment),
         "teacher": _arm_json(models[0]) if models else None,
         "arms": [_arm_json(arm) for arm in experiment.arms],
         "comparisons": [
-            dataclasses.asdict(c) | {"verdict": c.verdict, "headline": line.text}
+            dataclasses.asdict(c)
+            | {"unfair": c.unfair, "verdict": c.verdict, "headline": line.text}
             for c, line in zip(experiment.comparisons, lines, strict=True)
         ],
     }

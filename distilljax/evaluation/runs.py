@@ -49,10 +49,12 @@ class Run:
     Attributes:
       path: The file.
       curves: Lines of ``metrics.jsonl`` beside it, in the order of their steps.
+      config: The ``config.json`` beside it; None without one.
     """
 
     path: Path
     curves: tuple[dict[str, Any], ...]
+    config: dict[str, Any] | None
     name: str
     arm: str
     seed: int
@@ -167,6 +169,7 @@ def read_run(path: Path) -> Run | None:
                 "null" if k is type(None) else k.__name__ for k in kinds
             )
             _broken(path, f"have {names} in {field!r}", repr(value))
+    record |= {who: _numbers(record[who]) for who in ("student", "teacher")}
     names = record["class_names"] or _numbered(record["student"].get("per_class"))
     record["class_names"] = [str(name) for name in names]
     _check_evaluated(path, "student", record["student"], record)
@@ -176,7 +179,18 @@ def read_run(path: Path) -> Run | None:
         if not isinstance(label, int) or not 0 <= label < len(record["class_names"]):
             _broken(path, "have classes that exist in 'focus_classes'", repr(label))
     curves = _read_curves(path.with_name("metrics.jsonl"))
-    return Run(path=path, curves=curves, **{field: record[field] for field in _FIELDS})
+    config = _read_config(path.with_name("config.json"))
+    fields = {field: record[field] for field in _FIELDS}
+    return Run(path=path, curves=curves, config=config, **fields)
+
+
+def _numbers(value: Any) -> Any:
+    """ "nan", "inf" and "-inf" as what they mean: JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {key: _numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_numbers(part) for part in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _numbered(per_class: Any) -> list[str]:
@@ -232,10 +246,29 @@ def _read_curves(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(latest[key] for key in sorted(latest))
 
 
+def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        config = error
+    if not isinstance(config, dict):
+        remedy = "Restore it: nobody knows what this run was without it."
+        fail("report", str(path), "be a JSON object", config, remedy)
+    return config
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _broken(path: Path, rule: str, got: Any) -> NoReturn:
-    remedy = "Remove the file, and run its `distilljax train` again to write it anew."
+    """What is removed is measured anew, but for the log of the training."""
+    again = "run its `distilljax train` again: it measures anew, and does not train."
+    remedies = {
+        "metrics.jsonl": "Remove that line: only the learning curves need it.",
+        "predictions.npz": f"Remove it and the results.json beside it, and {again}",
+    }
+    remedy = remedies.get(path.name, f"Remove the file, and {again}")
     fail("report", str(path), rule, got, remedy)

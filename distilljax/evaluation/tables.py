@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distilljax.evaluation.arms import COST, QUALITY, Arm, Metric
+from distilljax.evaluation.arms import COST, QUALITY, Arm, Metric, speed_ratio
 from distilljax.evaluation.comparison import Comparison, Experiment
 from distilljax.evaluation.formatting import (
     MISSING,
@@ -48,6 +48,7 @@ def tables(experiment: Experiment) -> list[Table]:
     """Quality, paired differences, cost, recall and forgetting, as far as known."""
     found = [
         _quality(experiment),
+        _what_differs(experiment),
         _differences(experiment),
         _tests(experiment),
         _recall(experiment),
@@ -90,8 +91,8 @@ def _quality(experiment: Experiment) -> Table:
     columns = []
     for metric in QUALITY:
         values = [_once(arm, arm.metrics[metric.key]) for arm in models]
-        means = [value.mean for value in values if value is not None]
-        decimals = decimals_of(metric, means, experiment.num_examples)
+        sizes = [x for v in values if v is not None for x in (v.mean, v.sd or 0.0)]
+        decimals = decimals_of(metric, sizes, experiment.num_examples)
         columns.append([with_spread(metric, value, decimals) for value in values])
     errors = [_errors(arm) for arm in models]
     rows = tuple(
@@ -124,6 +125,25 @@ def _errors(arm: Arm) -> str:
     decimals = percent_decimals(total)
     ends = f"{fixed(100 * low, decimals)} to {fixed(100 * high, decimals)} %"
     return f"{fixed(wrong, 0)} of {total:,} (right: {ends})"
+
+
+def _what_differs(experiment: Experiment) -> Table:
+    rows = []
+    for c in experiment.comparisons:
+        name = f"{c.arm} − {c.baseline}"
+        for d in c.differs:
+            cells = (name, d.what, d.arm, d.baseline, d.kind)
+            rows.append(tuple(map(Cell, cells)))
+            name = ""
+    return Table(
+        "What differs",
+        "Between the configs of an arm and its baseline, and in what was measured. "
+        "Teaching is what is compared; other training data shares the credit with it; "
+        "anything else makes a comparison unfair. Where the seed decides a value, it "
+        "is that of the first pair.",
+        ("arm − baseline", "what", "arm", "baseline", "counts as"),
+        tuple(rows),
+    )
 
 
 def _differences(experiment: Experiment) -> Table:
@@ -240,13 +260,18 @@ def _forgetting(experiment: Experiment) -> Table | None:
     if not known or experiment.teacher is None or len(names) > MAX_CLASSES:
         return None
     teacher = experiment.teacher.per_class
+    changes = [[a.per_class[key] or [] for key in ("gained", "lost")] for a in known]
+    decimals = max(_decimals(counts) for change in changes for counts in change)
     rows = []
     for label, name in enumerate(names):
-        cells = [name, *(_count(teacher[key], label) for key in ("count", "correct"))]
+        right = [teacher[key] for key in ("count", "correct")]
+        cells = [
+            name,
+            *(fixed(x[label], _decimals(x)) if x else MISSING for x in right),
+        ]
         cells += [
-            f"+{_count(arm.per_class['gained'], label)} "
-            f"−{_count(arm.per_class['lost'], label)}"
-            for arm in known
+            f"+{fixed(gained[label], decimals)} −{fixed(lost[label], decimals)}"
+            for gained, lost in changes
         ]
         rows.append(tuple(map(Cell, cells)))
     return Table(
@@ -258,12 +283,9 @@ def _forgetting(experiment: Experiment) -> Table | None:
     )
 
 
-def _count(counts: list[float] | None, label: int) -> str:
-    """A mean count; whole numbers only where all of its kind are whole."""
-    if counts is None:
-        return MISSING
-    whole = all(float(count).is_integer() for count in counts)
-    return fixed(counts[label], 0 if whole else 1)
+def _decimals(counts: list[float]) -> int:
+    """Of mean counts: whole numbers only where all that stand together are whole."""
+    return 0 if all(float(count).is_integer() for count in counts) else 1
 
 
 def _cost(experiment: Experiment) -> Table:
@@ -281,8 +303,9 @@ def _cost(experiment: Experiment) -> Table:
         "Cost",
         f"{means}Latency is the median at batch "
         f"{_batch(models, 'latency_ms')}, with the 90th percentile in brackets; "
-        f"throughput is at batch {_batch(models, 'throughput')}. Both are measured "
-        "once in each process, and vary with what else the machine is doing.",
+        f"throughput is at batch {_batch(models, 'throughput')}. Both vary with what "
+        "else the machine is doing: their ratios are within rounds in which student "
+        "and teacher took turns, and are left out where the rounds do not agree.",
         (
             "model",
             *(
@@ -297,7 +320,7 @@ def _cost(experiment: Experiment) -> Table:
 def _cost_cell(arm: Arm, metric: Metric, teacher: Arm | None) -> str:
     """Such as "19.2 kB (1/63)", or for a latency "0.108 (0.157), 1.3×"."""
     value = arm.metrics[metric.key]
-    ratio = _ratio(value, None if teacher is None else teacher.metrics[metric.key])
+    ratio = "" if teacher is None else _ratio(arm, teacher, metric)
     text = quantity(None if value is None else value.mean, metric.unit)
     if metric.key != _MEDIAN:
         return f"{text} ({ratio})" if ratio else text
@@ -309,10 +332,17 @@ def _cost_cell(arm: Arm, metric: Metric, teacher: Arm | None) -> str:
     return f"{text}, {ratio}" if ratio else text
 
 
-def _ratio(value: Spread | None, reference: Spread | None) -> str:
-    if value is None or reference is None or not reference.mean or not value.mean:
+def _ratio(arm: Arm, teacher: Arm, metric: Metric) -> str:
+    """Of counts, the ratio of the means; of times, that of rounds in turn."""
+    value, reference = arm.metrics[metric.key], teacher.metrics[metric.key]
+    if "." in metric.key:
+        ratio = speed_ratio(arm, metric.key.split(".")[0])
+    elif value is None or reference is None or not reference.mean:
+        ratio = None
+    else:
+        ratio = value.mean / reference.mean
+    if not ratio:
         return ""
-    ratio = value.mean / reference.mean
     if ratio < 1:
         return f"1/{short(1 / ratio)}"
     return f"{short(ratio)}×"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distilljax.evaluation.comparison import compare
-from distilljax.evaluation.headlines import headlines
+from distilljax.evaluation.headlines import expectations, headlines
 from distilljax.evaluation.runs import find_runs
 
 
@@ -185,6 +185,41 @@ def test_arms_are_ordered_baseline_first_and_by_number(write_run, tmp_path):
     assert names == ["hard labels", "T = 4", "T = 8", "T = 20"]
 
 
+def test_an_expectation_stands_beside_what_its_arm_measured(write_run, tmp_path):
+    for seed, (hard, soft) in enumerate([(105, 91), (107, 92), (102, 89)]):
+        focus = {
+            "focus_classes": [3],
+            "seed": seed,
+            "expected": "recall of 3 over 80 %.",
+        }
+        write_run(arm="hard labels", errors=hard - 40, baseline=None, blind=3, **focus)
+        write_run(errors=soft, **focus)
+        write_run(name="alone", arm="one", seed=seed, baseline=None, errors=8)
+    alone, experiment = sorted(_compare(tmp_path), key=lambda e: e.name)
+    recall = experiment.arms[1].recall[3].mean
+    # The baseline has inherited the sentence: nothing is expected of it.
+    assert expectations(experiment) == [
+        "Expected of “soft targets”: recall of 3 over 80 %. Measured: accuracy "
+        f"73.8 % to 77.3 %; errors 104.7 to 90.7 of 400; recall on 3 0.0 % to "
+        f"{100 * recall:.1f} %."
+    ]
+    assert expectations(alone) == [
+        "Expected: soft targets at least +3 points over hard labels. Measured: "
+        "accuracy 98.0 %; errors 8.0 of 400."
+    ]
+
+
+def test_controls_come_after_what_they_control(write_run, tmp_path):
+    for seed in range(3):
+        for name, errors in (("a control", 92), ("b gain", 60), ("c loss", 120)):
+            common = {"name": name, "seed": seed}
+            write_run(arm="hard labels", errors=90 + seed, baseline=None, **common)
+            write_run(errors=errors + (2 - seed if errors == 92 else seed), **common)
+    write_run(name="a single", baseline=None, teacher_errors=None)
+    names = [experiment.name for experiment in _compare(tmp_path)]
+    assert names == ["b gain", "c loss", "a control", "a single"]
+
+
 def test_an_experiment_has_one_set_of_classes(write_run, tmp_path):
     write_run()
     write_run(seed=1, class_names=[*"abcdefghij"])
@@ -198,7 +233,10 @@ def test_texts_name_their_arm_only_where_the_arms_differ(write_run, tmp_path):
         write_run(seed=seed, expected="more than 80 %")
     (experiment,) = _compare(tmp_path)
     assert experiment.descriptions == ("36 labelled digits; the teacher saw 1,200.",)
-    assert experiment.expected == ("soft targets: more than 80 %",)
+    assert expectations(experiment) == [
+        "Expected of “soft targets”: more than 80 %. Measured: accuracy 77.5 % to "
+        "77.5 %; errors 90.0 to 90.0 of 400."
+    ]
 
 
 def test_reliability_is_pooled_over_seeds(write_run, tmp_path):

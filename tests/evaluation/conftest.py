@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 
 WriteRun = Callable[..., Path]
+TEACHER_SIZE = 301066
+
+
+def _latency_ms(parameters: int) -> float:
+    return 0.02 + parameters / 5e6
 
 
 def _evaluated(
@@ -30,6 +35,11 @@ def _evaluated(
     count = np.floor(len(labels) * weight / weight.sum()).astype(int)
     count[-1] += len(labels) - count.sum()
     observed = np.clip(centres - 0.35 * (confidence - accuracy) * centres, 0, 1)
+
+    def to_teacher(ratio: float) -> dict[str, float] | None:
+        """A student is timed in turn with its teacher."""
+        found = {"median": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio}
+        return None if teacher is None else found
 
     def per_class(selected: np.ndarray) -> list[int]:
         return np.bincount(labels[selected], minlength=num_classes).tolist()
@@ -65,10 +75,17 @@ def _evaluated(
         "flops_per_example": 2.0 * parameters,
         "latency_ms": {
             "batch": 1,
-            "median": 0.02 + parameters / 5e6,
+            "median": _latency_ms(parameters),
             "p90": 0.03 + parameters / 4e6,
+            "to_teacher": to_teacher(
+                _latency_ms(parameters) / _latency_ms(TEACHER_SIZE)
+            ),
         },
-        "throughput": {"batch": 256, "examples_per_second": 4e10 / parameters},
+        "throughput": {
+            "batch": 256,
+            "examples_per_second": 4e10 / parameters,
+            "to_teacher": to_teacher(TEACHER_SIZE / parameters),
+        },
     }
 
 
@@ -85,7 +102,28 @@ def _predict(
     return predictions
 
 
-def _curves(accuracy: float, steps: int, seed: int) -> list[dict[str, Any]]:
+def _config(arm: str, seed: int) -> dict[str, Any]:
+    """A saved config: all arms have the teacher at hand, not all objectives use it."""
+    hard = {"_type": "distilljax.objectives:CrossEntropy", "label_smoothing": 0.0}
+    soft = {"_type": "distilljax.objectives:LogitKD", "temperature": 4.0}
+    source = {"_type": "distilljax.data.tfds:Tfds", "name": "digits", "split": "train"}
+    few = {"_type": "distilljax.data.selections:Few", "source": source}
+    return {
+        "_type": "distilljax.config:Config",
+        "name": "digits/few_labels",
+        "objective": hard if arm == "hard labels" else soft,
+        "teacher": {"_type": "distilljax.workdir:TrainedRun", "workdir": "runs/t"},
+        "data": source if "1,200" in arm else few | {"num_examples": 36, "seed": seed},
+        "optimizer": {"_type": "distilljax.optimizers:AdamW", "learning_rate": 0.01},
+        "loader": {"_type": "distilljax.data.pipeline:Loader", "batch_size": 36},
+        "select": "accuracy",
+        "seed": seed,
+    }
+
+
+def _curves(
+    accuracy: float, steps: int, seed: int, taught: bool
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     lines = []
     for step in range(steps // 12, steps + 1, steps // 12):
@@ -100,10 +138,9 @@ def _curves(accuracy: float, steps: int, seed: int) -> list[dict[str, Any]]:
                 "kl": float(2.3 - 2.1 * done + rng.normal(0, 0.02)),
             }
         )
-        loss = float(2.3 - 2 * done)
-        lines.append(
-            {"step": step, "seconds": 0.01 * step, "split": "train", "loss": loss}
-        )
+        trained = {"split": "train", "loss": float(2.3 - 2 * done)}
+        trained |= {"teacher_entropy": 0.1} if taught else {}
+        lines.append({"step": step, "seconds": 0.01 * step} | trained)
     return lines
 
 
@@ -129,6 +166,7 @@ def writer(runs: Path) -> WriteRun:
         confidence: float = 0.8,
         root: Path | None = None,
         with_files: bool = True,
+        config: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Path:
         labels = np.arange(num_examples) % 10
@@ -163,7 +201,7 @@ def writer(runs: Path) -> WriteRun:
             "student": _evaluated(student, teacher, labels, 10, confidence, 2410),
             "teacher": None
             if teacher is None
-            else _evaluated(teacher, None, labels, 10, 0.97, 301066),
+            else _evaluated(teacher, None, labels, 10, 0.97, TEACHER_SIZE),
             "versions": {"distilljax": "0.1.0", "jax": "0.10.2"},
             "machine": {"device": "cpu", "count": 1},
             "date": "2026-06-01",
@@ -173,8 +211,12 @@ def writer(runs: Path) -> WriteRun:
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(record))
         if with_files:
-            lines = [json.dumps(line) for line in _curves(accuracy, steps, seed)]
+            taught = teacher is not None and arm != "hard labels"
+            curves = _curves(accuracy, steps, seed, taught)
+            lines = [json.dumps(line) for line in curves]
             (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+            saved = _config(arm, seed) | (config or {})
+            (folder / "config.json").write_text(json.dumps(saved))
             arrays = {"labels": labels, "student": student}
             if teacher is not None:
                 arrays["teacher"] = teacher

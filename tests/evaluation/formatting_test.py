@@ -51,6 +51,13 @@ def test_nats_have_three_digits(largest, decimals):
     assert decimals_of(KL, [largest / 7, -largest], 400) == decimals
 
 
+def test_a_small_value_in_a_column_of_large_ones_keeps_a_digit():
+    """A KL of 0.0308 ± 0.0012 once stood there as 0.03 ± 0.00, under 1.93 ± 0.10."""
+    assert decimals_of(KL, [1.93, 0.10, 0.0308, 0.0012], 400) == 3
+    assert decimals_of(KL, [231.0, 1e-9], 400) == 4
+    assert decimals_of(KL, [1.93, 0.0], 400) == 2
+
+
 def test_intervals():
     difference = paired_difference([0.03, 0.05, 0.07], [0.02, 0.03, 0.04])
     assert signed(ACCURACY, difference.mean, 1) == "+2.0"

@@ -50,6 +50,13 @@ def test_paired_dots_join_the_right_seeds(experiment):
     assert "helped" in axis.get_title(loc="left")
 
 
+def test_no_gridline_is_painted_over_the_teacher(experiment):
+    figures = _figures(experiment)
+    for axis in (figures["pairs"].axes[0], figures["curves"].axes[0]):
+        (teacher,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+        assert axis.yaxis.get_zorder() < teacher.get_zorder()  # its grid is drawn there
+
+
 def test_forgetting_bars_are_the_counts(experiment):
     figure = _figures(experiment)["forgetting"]
     for axis, arm in zip(figure.axes, experiment.arms, strict=True):
@@ -64,7 +71,10 @@ def test_forgetting_bars_are_the_counts(experiment):
 
 def test_learning_curves_are_means_over_seeds(experiment):
     accuracy = _figures(experiment)["curves"].axes[0]
-    for line, arm in zip(accuracy.lines, experiment.arms, strict=True):
+    *curves, teacher = accuracy.lines
+    np.testing.assert_allclose(teacher.get_ydata(), 97.0)
+    assert "teacher, test" in [text.get_text() for text in accuracy.texts]
+    for line, arm in zip(curves, experiment.arms, strict=True):
         values = [
             [100 * e["accuracy"] for e in run.curves if e["split"] == "validation"]
             for run in arm.runs

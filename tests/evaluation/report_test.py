@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from distilljax.evaluation import paired_difference, report
+from distilljax.evaluation import paired_difference, plots, report
 from distilljax.evaluation.comparison import compare
 from distilljax.evaluation.runs import find_runs
 from distilljax.evaluation.tables import tables
@@ -81,8 +81,11 @@ def test_numbers_of_the_three_experiments(written):
     assert "| latency, ms (p90) |" in text
     assert "| 602 k | 0.0802 (0.105) | 133 k/s |" in text
     assert "| 4.82 k (1/125) | 0.0205 (0.0306), 1/3.9 | 16.6 M/s (125×) |" in text
-    assert "once in each process, and vary with what else the machine is doing" in text
-    assert written.headlines[0].startswith("digits/all_data: “soft targets” against")
+    assert (
+        "Both vary with what else the machine is doing: their ratios are within" in text
+    )
+    assert written.headlines[0].startswith("digits/few_labels: “soft targets” helped")
+    assert written.headlines[-1].startswith("digits/all_data: “soft targets” against")
     for figure in written.figures:
         assert f"](figures/{figure.name})" in text
         assert figure.read_bytes().startswith(b"\x89PNG")
@@ -238,6 +241,19 @@ def test_a_latency_without_its_tail(write_run, tmp_path):
     assert "| 0.0205 (–), 1/3.9 |" in text
 
 
+def test_a_ratio_that_the_rounds_do_not_agree_on_is_nowhere(write_run, tmp_path):
+    path = write_run() / "results.json"
+    record = json.loads(path.read_text())
+    record["student"]["latency_ms"]["to_teacher"] |= {"low": 0.2, "high": 1.1}
+    path.write_text(json.dumps(record))
+    result = report([tmp_path / "runs"])
+    assert "| 0.0205 (0.0306) | 16.6 M/s (125×) |" in result.markdown.read_text()
+    (experiment,) = compare(find_runs([tmp_path])[0])
+    figure = plots.accuracy_and_cost(experiment, plots.arm_colors([experiment]))
+    assert figure is not None
+    assert [axis.get_xlabel() for axis in figure.axes] == ["parameters"]
+
+
 def _tones(experiment):
     return [
         cell.tone
@@ -316,6 +332,20 @@ def test_a_diverged_run_shows(write_run, tmp_path):
     assert "| nan |" in row
     strict = json.loads(result.data.read_text(), parse_constant=pytest.fail)
     assert strict["experiments"][0]["arms"][0]["metrics"]["nll"]["mean"] == "nan"
+
+
+def test_counts_that_stand_together_share_their_decimals(write_run, tmp_path):
+    for seed in range(2):
+        write_run(arm="hard labels", errors=91, seed=seed, baseline=None)
+        write_run(errors=91, seed=seed)
+    for path in tmp_path.rglob("*hard*/results.json"):
+        record = json.loads(path.read_text())
+        record["student"]["per_class"] |= {"gained": [0] * 10, "lost": [3] * 10}
+        path.write_text(json.dumps(record))
+    (experiment,) = compare(find_runs([tmp_path])[0])
+    (table,) = [t for t in tables(experiment) if t.title.startswith("Gained and lost")]
+    assert {row[3].text for row in table.rows} == {"+0.0 −3.0"}
+    assert all("." in row[4].text for row in table.rows)
 
 
 def test_names_are_escaped(write_run, tmp_path):

@@ -83,6 +83,21 @@ def test_a_wrong_field_is_named(write_run, changes, message):
         read_run(path)
 
 
+@pytest.mark.parametrize("quote", ['"', ""], ids=["text", "bare"])
+def test_numbers_that_json_does_not_have(write_run, quote):
+    path = write_run() / "results.json"
+    record = json.loads(path.read_text())
+    record["student"] |= {"nll": "NLL", "kl_to_teacher": "KL"}
+    # Python writes and reads them bare; strict readers need the text.
+    nll, kl = ('"nan"', '"inf"') if quote else ("NaN", "Infinity")
+    text = json.dumps(record).replace('"NLL"', nll).replace('"KL"', kl)
+    path.write_text(text)
+    run = read_run(path)
+    assert run is not None
+    assert np.isnan(run.student["nll"])
+    assert np.isposinf(run.student["kl_to_teacher"])
+
+
 def test_what_may_be_null_may_be_left_out(write_run):
     path = write_run() / "results.json"
     record = json.loads(path.read_text())
@@ -137,8 +152,19 @@ def test_a_broken_line_inside_a_log_is_an_error(write_run):
     folder = write_run()
     path = folder / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl must be JSON in line 2"):
+    with pytest.raises(
+        ValueError, match=r"metrics\.jsonl must be JSON in line 2.*Remove that line"
+    ):
         read_run(folder / "results.json")
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_config_is_named_and_not_to_be_removed(write_run, text):
+    path = write_run() / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+        read_run(path.with_name("results.json"))
+    assert "Restore it" in str(error.value)
 
 
 def test_predictions(write_run):
@@ -151,7 +177,8 @@ def test_predictions(write_run):
     with pytest.raises(ValueError, match="hold labels and student"):
         run.predictions()
     (folder / "predictions.npz").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ValueError, match="be readable arrays"):
+    # A finished run does not write them anew while it has its results.
+    with pytest.raises(ValueError, match=r"be readable arrays.*and the results\.json"):
         run.predictions()
     (folder / "predictions.npz").unlink()
     assert run.predictions() is None

@@ -1,0 +1,40 @@
+"""The evaluator: sums over batches that lose nothing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+
+from distilljax.evaluation.evaluate import Evaluator
+
+
+class _Scaled(nnx.Module):
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, inputs):
+        return inputs * self.scale[...]
+
+
+def test_batches_are_added_in_float64():
+    """After an NLL of 2^24, float32 would not count any NLL of 1."""
+    one = float(np.log(np.e - 1))  # log(1 + e^one) = 1
+    rows = [[0.0, 2.0**24], *[[0.0, one]] * 5]
+    batches = [
+        {
+            "inputs": jnp.array([row], jnp.float32),
+            "labels": jnp.array([0]),
+            "loss_mask": jnp.array([True]),
+        }
+        for row in rows
+    ]
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    student = _Scaled()
+    _, params, rest = nnx.split(student, nnx.Param, ...)
+    found = Evaluator(student, None, mesh=mesh)(params, rest, None, batches)
+    assert found.student["nll"] * 6 == pytest.approx(2**24 + 5, abs=1e-2)
+    assert found.student["num_examples"] == 6
