@@ -72,8 +72,26 @@ class Run:
         if path.exists():
             results = read_json(path)
             if results["steps"] == self.config.steps:
+                # what may be null may also be left out
+                self.check_teacher(results.get("teacher_fingerprint", self.taught_by))
                 return {**results, "already_finished": True}
         return None
+
+    @property
+    def taught_by(self) -> str | None:
+        """The fingerprint of the teacher, if there is one."""
+        return None if self.teacher is None else self.teacher.fingerprint
+
+    def check_teacher(self, before: str | None) -> None:
+        """The teacher is the one that this run began with."""
+        if before != self.taught_by:
+            fail(
+                "train",
+                "the teacher",
+                f"be the one that {str(self.workdir)!r} began with, {before}",
+                self.taught_by,
+                "Restore that teacher, or choose another folder.",
+            )
 
     def check(self) -> None:
         """Whatever can be found wrong before anything is computed or written."""
@@ -130,15 +148,7 @@ class Run:
                 "Choose another folder for a shorter run.",
             )
         state, meta = self.checkpoints.restore(step, self.training.like)
-        expected = None if self.teacher is None else self.teacher.fingerprint
-        if meta["teacher"] != expected:
-            fail(
-                "train",
-                "the teacher",
-                f"be the one that {str(self.workdir)!r} began with, {meta['teacher']}",
-                expected,
-                "Restore that teacher, or choose another folder.",
-            )
+        self.check_teacher(meta["teacher"])
         self.iterator.set_state(meta["data"])
         self.seconds_before = meta["seconds"]
         return state, step
@@ -230,7 +240,7 @@ class Run:
         """Start writing a checkpoint of everything but the teacher."""
         meta = {
             "data": data,
-            "teacher": None if self.teacher is None else self.teacher.fingerprint,
+            "teacher": self.taught_by,
             "seconds": self.seconds(),
             "config": self.saved,
             "versions": versions(),
@@ -280,6 +290,7 @@ class Run:
             "steps": config.steps,
             "examples_seen": config.steps * config.loader.batch_size,
             "train_seconds": self.seconds(),
+            "teacher_fingerprint": self.taught_by,
             "selected": {
                 "step": best_step,
                 "metric": None if value is None else f"validation/{config.select}",

@@ -631,8 +631,9 @@ def test_another_teacher_is_refused_and_nothing_is_overwritten(
     train(replace(tiny, steps=10), tmp_path, programs=programs)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     config = replace(tiny, teacher=replace(tiny.teacher, width=13))
-    with pytest.raises(ValueError, match="the teacher must be the one that"):
-        train(config, tmp_path, programs=programs)
+    for steps in (10, 20):  # a finished run, and one that would go on
+        with pytest.raises(ValueError, match="the teacher must be the one that"):
+            train(replace(config, steps=steps), tmp_path, programs=programs)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
