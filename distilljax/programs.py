@@ -71,8 +71,12 @@ class Programs:
             self._made[key] = make()
         return self._made[key]
 
-    def source(self, part: Any, in_memory: bool | None = None) -> Source:
+    def source(self, part: Any, loader: Any = None) -> Source:
         """An opened source; kept in memory for the next run, as its loader says."""
+        in_memory = getattr(loader, "in_memory", None)
+        for name in ("transforms", "eval_transforms"):
+            if getattr(loader, name, None):
+                in_memory = False  # as it is stored, it may not be arrays
         key = json.dumps(["source", to_json(part), in_memory], sort_keys=True)
 
         def open_source():

@@ -61,8 +61,7 @@ class Run:
 
     def open(self, part: Any) -> Any:
         """A source of the config."""
-        in_memory = getattr(self.config.loader, "in_memory", None)
-        return self.programs.source(part, in_memory)
+        return self.programs.source(part, self.config.loader)
 
     # --- before the loop --------------------------------------------------------------
 

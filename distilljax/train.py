@@ -180,6 +180,6 @@ def evaluate(
         field = "params" if config.ema_decay is None else "ema"
         like = placed(student.arrays(field), mesh, config.student_rules)
         found = Checkpoints(root, read_only=True).restore_student(best[0], like)
-        source = programs.source(part, getattr(config.loader, "in_memory", None))
+        source = programs.source(part, config.loader)
         measured, _ = student.measure(config, found[field], found["rest"], source)
     return {"step": best[0], "split": split, **measured}

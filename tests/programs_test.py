@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -106,8 +107,12 @@ def test_sources_are_opened_once_and_kept_as_the_loader_says():
     assert isinstance(programs.source(Counted()), data.Arrays)
     assert programs.source(Counted()) is programs.source(Counted())
     assert len(OPENED) == 1
-    assert isinstance(programs.source(Counted(), in_memory=False), list)
+    assert isinstance(programs.source(Counted(), data.Loader(1, in_memory=False)), list)
     assert len(OPENED) == 2
+    # what transforms have not seen yet may be of several sizes
+    transforms = (grain.transforms.Map,)
+    for fields in ({"transforms": transforms}, {"eval_transforms": transforms}):
+        assert isinstance(programs.source(Counted(), data.Loader(1, **fields)), list)
 
 
 @pytest.mark.parametrize(

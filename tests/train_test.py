@@ -6,6 +6,7 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +160,39 @@ def test_the_teacher_is_in_no_checkpoint_and_is_not_changed(tmp_path, tiny, prog
     ]
     fresh = nnx.to_pure_dict(nnx.state(teacher()))
     jax.tree.map(np.testing.assert_array_equal, loaded.state, fresh)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Examples of several sizes, with a text beside each."""
+
+    def __call__(self):
+        points = load_experiment(TINY).config(0).data()
+        inputs = [np.append(x, np.ones(i % 3)) for i, x in enumerate(points.inputs)]
+        labels = points.labels.tolist()
+        return [
+            {"inputs": x, "labels": label, "name": "a cloud"}
+            for x, label in zip(inputs, labels, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Cut(grain.transforms.Map):
+    """Makes them equal, and leaves the text out."""
+
+    def map(self, element):
+        return {"inputs": element["inputs"][:8], "labels": element["labels"]}
+
+
+def test_transforms_act_in_training_validation_and_test(tmp_path, tiny, programs):
+    loader = replace(tiny.loader, transforms=(Cut(),))
+    sizes = Sizes()
+    config = replace(tiny, data=sizes, validation=sizes, test=sizes, loader=loader)
+    found = train(config, tmp_path / "sizes", programs=programs)
+    same = replace(tiny, validation=tiny.data, test=tiny.data)
+    expected = train(same, tmp_path / "same", programs=programs)
+    for key in ("accuracy", "nll"):
+        assert found["student"][key] == expected["student"][key]
 
 
 # --- the loop -------------------------------------------------------------------------
