@@ -103,7 +103,7 @@ class Loader:
     teacher_view: Literal["same", "clean", "independent"] = "same"
     flatten: bool = False
     transforms: tuple[Any, ...] = ()
-    eval_transforms: tuple[Any, ...] | None = None
+    eval_transforms: Any = None
     in_memory: bool | None = None
     num_threads: int = 4
     prefetch: int = 8
