@@ -29,7 +29,7 @@ from distilljax._functional import (
     split_module,
 )
 from distilljax.config import Config, to_json
-from distilljax.data import Arrays, Source, load_in_memory, prefetch_to_device
+from distilljax.data import Source, load_in_memory, prefetch_to_device
 from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.evaluation.cost import cost
@@ -147,12 +147,10 @@ class Student:
         )
         self._costs: dict[str, Any] = {}
 
-    def check(self, config: Config, source: Source, batch: Any) -> None:
-        """Student, teacher and labels have the same classes; found without compute.
+    def num_classes(self, batch: Any) -> int | None:
+        """How many classes it knows, found without compute; None without logits.
 
         Args:
-          config: The config, for messages.
-          source: The training data.
           batch: Shapes of a batch.
         """
         graphdef, params, rest = split_module(
@@ -162,28 +160,24 @@ class Student:
         key = jax.random.key(0)
         z = jax.eval_shape(lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch)
         z = as_outputs(z).logits
-        if z is None:
-            return
-        known = getattr(source, "num_classes", None)
-        highest = (known or 0) - 1
-        if isinstance(source, Arrays) and source.labels is not None:
-            highest = source.labels.max()
-        if highest >= z.shape[-1]:
-            fail(
-                "train",
-                "labels",
-                f"lie in [0, {z.shape[-1]}), the classes of the student",
-                highest,
-                "Change the student's number of classes, or leave these examples out.",
-            )
-        if self.teacher is None:
+        return None if z is None else z.shape[-1]
+
+    def check(self, config: Config, num_classes: int | None, batch: Any) -> None:
+        """Its teacher has the same classes; found without compute.
+
+        Args:
+          config: The config, for messages.
+          num_classes: How many the student has.
+          batch: Shapes of a batch.
+        """
+        if self.teacher is None or num_classes is None:
             return
         v = as_outputs(jax.eval_shape(self.teacher.apply, self.teacher.state, batch))
-        if v.logits is not None and v.logits.shape[-1] != z.shape[-1]:
+        if v.logits is not None and v.logits.shape[-1] != num_classes:
             fail(
                 "train",
                 "the teacher",
-                f"have the student's classes, {z.shape[-1]}",
+                f"have the student's classes, {num_classes}",
                 v.logits.shape[-1],
                 f"Change the student of {config.name!r}, or name another teacher with "
                 "--teacher.workdir.",

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from distilljax._checks import fail
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config
+from distilljax.data import Arrays
 from distilljax.metrics import (
     NonFiniteError,
     Writer,
@@ -97,11 +98,15 @@ class Run:
         before = self.iterator.get_state()
         batch = batch_shapes(next(self.iterator))
         self.iterator.set_state(before)
-        self.student.check(self.config, self.source, batch)
+        num_classes = self.student.num_classes(batch)
+        self.check_labels("data", self.source, num_classes)
+        self.student.check(self.config, num_classes, batch)
         self.training.check(batch)
-        for part in (self.config.validation, self.config.test):
-            if part is not None:
-                next(self.config.loader.eval_batches(self.open(part), batch_size=1))
+        for name in ("validation", "test"):
+            if (part := getattr(self.config, name)) is not None:
+                source = self.open(part)
+                next(self.config.loader.eval_batches(source, batch_size=1))
+                self.check_labels(name, source, num_classes)
         known = list(SELECTABLE) if self.teacher else list(SELECTABLE)[:3]
         if self.config.select not in (None, *known):
             fail(
@@ -121,6 +126,24 @@ class Run:
                 f"be {SELECTABLE[self.config.select]} for {self.config.select}",
                 self.config.select_mode,
                 "Leave it out: the measure says which value is the best.",
+            )
+
+    def check_labels(self, name: str, source: Any, num_classes: int | None) -> None:
+        """The labels of a split are classes of the student, if that is known yet.
+
+        Transforms may make other labels: those are checked where they are read.
+        """
+        highest = (getattr(source, "num_classes", None) or 0) - 1
+        if isinstance(source, Arrays) and source.labels is not None:
+            highest = int(source.labels.max())
+        changed = getattr(self.config.loader, "transforms", ())
+        if num_classes is not None and highest >= num_classes and not changed:
+            fail(
+                "train",
+                f"{name} labels",
+                f"lie in [0, {num_classes}), the classes of the student",
+                highest,
+                "Change the student's number of classes, or leave these examples out.",
             )
 
     def open_checkpoints(self) -> Checkpoints:

@@ -511,6 +511,13 @@ class Some:
         return {"inputs": inputs, "labels": label}
 
 
+@dataclass(frozen=True)
+class Many(Some):
+    """Knows how many classes it has, and that is one more than the student."""
+
+    num_classes: int = 4
+
+
 def test_a_loss_that_is_not_finite_names_step_examples_and_cause(
     tmp_path, tiny, programs
 ):
@@ -596,7 +603,7 @@ def changed(tiny: Config) -> dict[str, tuple[Config, str]]:
         ),
         "labels": (
             replace(tiny, student=replace(student, num_classes=2)),
-            r"labels must lie in \[0, 2\), the classes of the student, got 2",
+            r"data labels must lie in \[0, 2\), the classes of the student, got 2",
         ),
         "labels on disk": (
             replace(
@@ -604,7 +611,15 @@ def changed(tiny: Config) -> dict[str, tuple[Config, str]]:
                 data=Some("label"),
                 loader=replace(tiny.loader, in_memory=True),
             ),
-            r"labels must lie in \[0, 3\), the classes of the student, got 3",
+            r"data labels must lie in \[0, 3\), the classes of the student, got 3",
+        ),
+        "labels of validation": (
+            replace(tiny, validation=Some("label")),
+            r"validation labels must lie in \[0, 3\), .* got 3",
+        ),
+        "classes of test": (
+            replace(tiny, test=Many(), loader=replace(tiny.loader, in_memory=False)),
+            r"test labels must lie in \[0, 3\), .* got 3",
         ),
         "inputs": (
             replace(tiny, student=replace(student, num_features=9)),
