@@ -93,13 +93,13 @@ def train(
                     last = step == config.steps
                     leaving = stop.reached() or last
                     if step % config.log_every_steps == 0 or last:
-                        log("train", window.flush())
+                        log("train", window.flush((state.params, state.ema)))
                     numbers = None
                     if step % config.eval_every_steps == 0 or last:
                         numbers = run.validate(log, step, state)
                     if run.saves(step, numbers) or leaving:
                         # what is saved is known to be finite
-                        log("train", window.flush())
+                        log("train", window.flush((state.params, state.ema)))
                         run.save(step, state, batches.get_state(), numbers)
                     if leaving and not last:
                         return {"stopped_at": step}

@@ -70,6 +70,21 @@ def test_a_gradient_that_is_not_finite_is_an_error_too():
         window.flush()
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_parameters_that_are_not_finite_are_an_error_too(value):
+    """No loss has seen what the last step has made."""
+    window = Window()
+    for step in (1, 2):
+        window.add(step, metrics(1.0), INDEX + step)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2).at[1].set(value)}
+    with pytest.raises(NonFiniteError, match="params must be finite") as error:
+        window.flush((params, None))
+    assert error.value.step == 2
+    assert error.value.index.tolist() == [2, 3, 4, 5]
+    window.add(3, metrics(1.0), INDEX)
+    assert window.flush(({"kernel": jnp.ones((2, 2))}, None))["step"] == 3
+
+
 def test_lines_beyond_the_checkpoint_are_dropped_on_resumption(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = JsonlWriter(path, 0)

@@ -569,6 +569,22 @@ def test_a_diverging_loss_is_never_saved(tmp_path, tiny):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def jumps(step):
+    """A learning rate that is no number from the tenth update on."""
+    return jnp.where(step >= 9, jnp.inf, 1e-2)
+
+
+@pytest.mark.parametrize("steps", [20, 10])
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, tiny, steps):
+    """The loss and the gradient of step 10 are finite, and no loss follows it."""
+    tiny = replace(quiet(tiny), checkpoint_every_steps=5, steps=steps, test=tiny.test)
+    config = replace(tiny, optimizer=optimizers.SGD(jumps, momentum=0.0))
+    with pytest.raises(NonFiniteError, match=r"params must be finite.*at step 10"):
+        train(config, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").latest() == 5
+    assert not (tmp_path / "results.json").exists()
+
+
 @dataclass(frozen=True)
 class Cubed:
     """Grows without bound."""
