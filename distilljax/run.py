@@ -98,15 +98,15 @@ class Run:
         before = self.iterator.get_state()
         batch = batch_shapes(next(self.iterator))
         self.iterator.set_state(before)
-        num_classes = self.student.num_classes(batch)
-        self.check_labels("data", self.source, num_classes)
-        self.student.check(self.config, num_classes, batch)
+        self.num_classes = self.student.num_classes(batch)
+        self.check_labels("data", self.source)
+        self.student.check(self.config, self.num_classes, batch)
         self.training.check(batch)
         for name in ("validation", "test"):
             if (part := getattr(self.config, name)) is not None:
                 source = self.open(part)
                 next(self.config.loader.eval_batches(source, batch_size=1))
-                self.check_labels(name, source, num_classes)
+                self.check_labels(name, source)
         known = list(SELECTABLE) if self.teacher else list(SELECTABLE)[:3]
         if self.config.select not in (None, *known):
             fail(
@@ -128,7 +128,7 @@ class Run:
                 "Leave it out: the measure says which value is the best.",
             )
 
-    def check_labels(self, name: str, source: Any, num_classes: int | None) -> None:
+    def check_labels(self, name: str, source: Any) -> None:
         """The labels of a split are classes of the student, if that is known yet.
 
         Transforms may make other labels: those are checked where they are read.
@@ -136,12 +136,13 @@ class Run:
         highest = (getattr(source, "num_classes", None) or 0) - 1
         if isinstance(source, Arrays) and source.labels is not None:
             highest = int(source.labels.max())
-        changed = getattr(self.config.loader, "transforms", ())
-        if num_classes is not None and highest >= num_classes and not changed:
+        if getattr(self.config.loader, "transforms", ()) or self.num_classes is None:
+            return
+        if highest >= self.num_classes:
             fail(
                 "train",
                 f"{name} labels",
-                f"lie in [0, {num_classes}), the classes of the student",
+                f"lie in [0, {self.num_classes}), the classes of the student",
                 highest,
                 "Change the student's number of classes, or leave these examples out.",
             )
@@ -272,20 +273,30 @@ class Run:
     def why_not_finite(self, error: NonFiniteError) -> str:
         """Which examples, whether they are the cause, and what is still good."""
         index = [] if error.index is None else error.index.tolist()
+        examples = {i: self.source[i] for i in index}
         bad = [
             i
-            for i in index
-            if not np.all(np.isfinite(np.asarray(self.source[i]["inputs"], np.float64)))
+            for i, example in examples.items()
+            if not np.all(np.isfinite(np.asarray(example.get("inputs", 0), np.float64)))
         ]
+        # a loader that reads ahead does not know the student's classes
+        classes = np.inf if self.num_classes is None else self.num_classes
+        outside = [i for i, e in examples.items() if e.get("labels", 0) >= classes]
         shown = ", ".join(map(str, index[:20])) + (", ..." if len(index) > 20 else "")
-        cause = (
-            f"The inputs of examples {bad[:20]} are not finite: leave them out."
-            if bad
-            else "Their inputs are finite: lower the learning rate, clip the gradient "
-            "(--optimizer.clip-norm=1), or check the loss."
-        )
+        if bad:
+            cause = f"The inputs of examples {bad[:20]} are not finite: leave them out."
+        elif outside:
+            cause = (
+                f"The labels of examples {outside[:20]} are not in [0, {classes}), the "
+                "classes of the student: leave them out."
+            )
+        else:
+            cause = (
+                "Their inputs are finite: lower the learning rate, clip the gradient "
+                "(--optimizer.clip-norm=1), or check the loss."
+            )
         good = self.last_good()
-        keys = ", ".join(sorted(self.source[index[0]])) if index else "none"
+        keys = ", ".join(sorted(examples[index[0]])) if index else "none"
         return (
             f"Its batch (keys: {keys}) has the {len(index)} examples {shown}. "
             f"{cause} {good}"

@@ -547,6 +547,17 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_cause(
         train(tiny, tmp_path)
 
 
+def test_a_label_that_nobody_could_check_before_is_named(tmp_path, tiny):
+    """Read ahead, of a source that does not know how many classes it has."""
+    loader = replace(tiny.loader, in_memory=False, shuffle=False)
+    config = replace(tiny, data=Some("label"), loader=loader)
+    with pytest.raises(NonFiniteError, match="at step 2") as error:
+        train(config, tmp_path)
+    message = str(error.value)
+    assert "labels of examples [17] are not in [0, 3), the classes" in message
+    assert "learning rate" not in message
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_nan_in_the_data_is_named(tmp_path, tiny, in_memory):
     """Before anything is computed, or where the example is first read."""
