@@ -37,6 +37,9 @@ SELECTABLE = {
     "agreement": "max",
 }
 
+# Fields of the config that the report alone reads: a finished run takes new ones over.
+ONLY_REPORTED = ("baseline", "description", "expected", "focus_classes")
+
 
 class Run:
     """One run: what it needs, what it checks, what it writes."""
@@ -74,8 +77,20 @@ class Run:
             if results["steps"] == self.config.steps:
                 # what may be null may also be left out
                 self.check_teacher(results.get("teacher_fingerprint", self.taught_by))
-                return {**results, "already_finished": True}
+                return {**self.described(results), "already_finished": True}
         return None
+
+    def described(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Results with what only the report reads as the config has it now."""
+        new = {name: self.saved[name] for name in ONLY_REPORTED}
+        if results != (results | new) and jax.process_index() == 0:
+            for name, old in (
+                ("config.json", read_json(self.workdir / "config.json")),
+                ("results.json", results),
+            ):
+                text = json.dumps(old | new, indent=1) + "\n"
+                write_atomically(self.workdir / name, text)
+        return results | new
 
     @property
     def taught_by(self) -> str | None:
@@ -316,10 +331,7 @@ class Run:
             "name": config.name,
             "arm": self.arm,
             "seed": config.seed,
-            "baseline": config.baseline,
-            "description": config.description,
-            "expected": config.expected,
-            "focus_classes": list(config.focus_classes),
+            **{name: self.saved[name] for name in ONLY_REPORTED},
             "steps": config.steps,
             "examples_seen": config.steps * config.loader.batch_size,
             "train_seconds": self.seconds(),

@@ -92,13 +92,12 @@ def train(
                     window.add(step, metrics, index)
                     last = step == config.steps
                     leaving = stop.reached() or last
-                    if step % config.log_every_steps == 0 or last:
+                    validates = step % config.eval_every_steps == 0 or last
+                    if step % config.log_every_steps == 0 or validates:
+                        # what is validated and what is saved is known to be finite
                         log("train", window.flush((state.params, state.ema)))
-                    numbers = None
-                    if step % config.eval_every_steps == 0 or last:
-                        numbers = run.validate(log, step, state)
+                    numbers = run.validate(log, step, state) if validates else None
                     if run.saves(step, numbers) or leaving:
-                        # what is saved is known to be finite
                         log("train", window.flush((state.params, state.ema)))
                         run.save(step, state, batches.get_state(), numbers)
                     if leaving and not last:

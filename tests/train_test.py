@@ -411,6 +411,16 @@ def test_a_finished_run_does_nothing_and_more_steps_go_on(tmp_path, tiny, progra
     assert again == {**first, "already_finished": True}
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").rglob("*")} == before
 
+    # what only the report reads is taken over
+    told = replace(short, baseline="other", description="New.", focus_classes=(1,))
+    found = train(told, tmp_path / "parts", programs=programs)
+    new = {"baseline": "other", "description": "New.", "focus_classes": [1]}
+    assert found == {**first, **new, "already_finished": True}
+    for name in ("config.json", "results.json"):
+        written = json.loads((tmp_path / "parts" / name).read_text())
+        assert new.items() <= written.items()
+    assert written["student"] == first["student"]
+
     results = train(tiny, tmp_path / "parts", programs=programs)
     assert results["steps"] == 20
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 20)
@@ -571,13 +581,19 @@ def test_nan_in_the_data_is_named(tmp_path, tiny, in_memory):
         assert "ahead of step" in str(error.value)
 
 
-def test_a_diverging_loss_is_never_saved(tmp_path, tiny):
+def test_a_diverging_loss_is_never_saved_nor_validated(tmp_path, tiny):
     config = replace(
-        quiet(tiny), optimizer=optimizers.SGD(1e30, momentum=0.0), objective=Cubed()
+        quiet(tiny),
+        optimizer=optimizers.SGD(1e30, momentum=0.0),
+        objective=Cubed(),
+        validation=tiny.validation,
+        eval_every_steps=5,
+        select=None,
     )
     with pytest.raises(NonFiniteError, match="No checkpoint was written before it"):
         train(config, tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
+    assert not records(tmp_path, "validation")
 
 
 def jumps(step):
