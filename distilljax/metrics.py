@@ -158,8 +158,7 @@ class TensorBoardWriter:
         from tensorboardX import SummaryWriter
 
         # what lies beyond is from a killed run: TensorBoard drops it
-        purge = resume_step + 1 if resume_step else None
-        self._writer = SummaryWriter(str(directory), purge_step=purge)
+        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def write(self, record: Record) -> None:
         """One scalar per metric, under its split."""

@@ -106,7 +106,7 @@ def test_lines_beyond_the_checkpoint_are_dropped_on_resumption(tmp_path):
 def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path):
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    TensorBoardWriter(tmp_path, 0).close()
+    TensorBoardWriter(tmp_path, 0).close()  # it may be killed before a checkpoint
     writer = TensorBoardWriter(tmp_path, 7)
     writer.write({"step": 8, "split": "train", "loss": 0.5, "seconds": 1.0})
     writer.close()
@@ -120,7 +120,7 @@ def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path):
             if event.session_log.status == SessionLog.START:
                 restarts.append(event.step)
             tags += [(value.tag, event.step) for value in event.summary.value]
-    assert restarts == [8]
+    assert sorted(restarts) == [1, 8]
     assert tags == [("train/loss", 8)]
 
 
