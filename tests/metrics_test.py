@@ -103,11 +103,11 @@ def test_lines_beyond_the_checkpoint_are_dropped_on_resumption(tmp_path):
     assert path.read_text() == ""  # a run that begins anew
 
 
-def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path):
+@pytest.mark.parametrize("resume_step", [0, 7])  # 0: killed before a checkpoint
+def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path, resume_step):
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    TensorBoardWriter(tmp_path, 0).close()  # it may be killed before a checkpoint
-    writer = TensorBoardWriter(tmp_path, 7)
+    writer = TensorBoardWriter(tmp_path, resume_step)
     writer.write({"step": 8, "split": "train", "loss": 0.5, "seconds": 1.0})
     writer.close()
     restarts, tags = [], []
@@ -120,7 +120,7 @@ def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path):
             if event.session_log.status == SessionLog.START:
                 restarts.append(event.step)
             tags += [(value.tag, event.step) for value in event.summary.value]
-    assert sorted(restarts) == [1, 8]
+    assert restarts == [resume_step + 1]
     assert tags == [("train/loss", 8)]
 
 
