@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
@@ -50,6 +50,11 @@ TRAINING_PARTS = (
     "ema_decay",
     "student_rules",
 )
+
+# Under which key an evaluation finds them in its batches; no example has such a key.
+TEACHER_LOGITS = "the teacher's logits"
+# Of one source, they stay on the devices; more are computed again each time.
+KEPT_BYTES = 2**28
 
 
 def _key(what: str, config: Config, fields: tuple[str, ...]) -> str:
@@ -140,12 +145,18 @@ class Student:
         self._sharding = batch_sharding(mesh)
         self._evaluator = Evaluator(
             self.abstract,
-            None if teacher is None else teacher.apply,
+            None if teacher is None else lambda _, batch: batch[TEACHER_LOGITS],
             mesh=mesh,
             student_forward=self.forward,
             trainable=self.trainable,
         )
         self._costs: dict[str, Any] = {}
+        self._kept: dict[Any, list[Any]] = {}
+        if teacher is not None:
+            self._teacher_logits = jax.jit(
+                lambda state, batch: as_outputs(teacher.apply(state, batch)).logits,
+                out_shardings=self._sharding,
+            )
 
     def num_classes(self, batch: Any) -> int | None:
         """How many classes it knows, found without compute; None without logits.
@@ -195,12 +206,29 @@ class Student:
         batches = config.loader.eval_batches(
             source, batch_size=config.eval_batch_size, **this_process()
         )
-        return self._evaluator(
-            params,
-            rest,
-            None if self.teacher is None else self.teacher.state,
-            (batch for batch, _ in prefetch_to_device(batches, self._sharding)),
-        )
+        sent = (batch for batch, _ in prefetch_to_device(batches, self._sharding))
+        if self.teacher is not None:
+            # sources are kept open: an id is that of one of them alone
+            key = id(source), _key("batches", config, ("loader", "eval_batch_size"))
+            sent = self._beside_teacher(self.teacher, sent, key)
+        return self._evaluator(params, rest, None, sent)
+
+    def _beside_teacher(
+        self, teacher: Teacher, batches: Iterable[Any], key: Any
+    ) -> Iterator[Any]:
+        """The batches with the teacher's logits: it is frozen, and so is run once."""
+        kept = self._kept.get(key, [])
+        found, size = [], 0
+        for number, batch in enumerate(batches):
+            if kept:
+                logits = kept[number]
+            else:
+                logits = self._teacher_logits(teacher.state, batch)
+            jax.block_until_ready(logits)  # simulated devices run one program at a time
+            size += sum(x.nbytes for x in jax.tree.leaves(logits))
+            found = [*found, logits] if size <= KEPT_BYTES else []
+            yield {**batch, TEACHER_LOGITS: logits}
+        self._kept[key] = found
 
     def measure(
         self, config: Config, params: Any, rest: Any, source: Source
