@@ -51,6 +51,7 @@ class Checkpoints:
     ):
         self._directory = directory.absolute()
         self._select = select
+        self._read_only = read_only
         self._sign = 1.0 if mode == "max" else -1.0
         keep: Any = ocp.training.preservation_policies
         decide: Any = ocp.training.save_decision_policies
@@ -132,7 +133,7 @@ class Checkpoints:
             found = self._checkpointer.checkpointables_metadata(step)
             meta = found.custom_metadata
             if not isinstance(meta, dict) or not meta:
-                raise ValueError("its metadata is missing")
+                raise _UnlikeError("one without its metadata")
             _check_same_arrays(found.metadata["state"], like)
             state = self._checkpointer.load_checkpointables(step, {"state": like})
         return state["state"], meta
@@ -156,15 +157,25 @@ class Checkpoints:
         try:
             yield
         except (ValueError, KeyError, OSError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0][:300]
+            # Orbax's own words, a page about its handlers, are in the traceback
+            reason = "arrays that are missing, damaged or of other shapes"
+            if isinstance(error, _UnlikeError):
+                reason = str(error)
+            elif not (self._directory / str(step)).is_dir():
+                reason = "no such folder"
+            remedy = (
+                "If it is damaged, delete that folder: the run goes on from the one "
+                "before it, or from the start. If it is of another model, use another "
+                "--workdir."
+            )
+            if self._read_only:
+                remedy = "Restore that folder from a copy, or train that run again."
             fail(
                 "Checkpoints",
                 f"the checkpoint {self._directory / str(step)}",
                 rule,
-                f"{type(error).__name__}: {reason}",
-                "If it is damaged, delete that folder: the run goes on from the one "
-                "before it, or from the start. If it is of another model, use another "
-                "--workdir.",
+                reason,
+                remedy,
             )
 
     def wait(self) -> None:
@@ -174,6 +185,10 @@ class Checkpoints:
     def close(self) -> None:
         """Wait, and let go of the directory."""
         self._checkpointer.close()
+
+
+class _UnlikeError(ValueError):
+    """What a checkpoint is instead of what is asked for."""
 
 
 def _check_same_arrays(saved: Any, like: Any) -> None:
@@ -195,8 +210,10 @@ def _check_same_arrays(saved: Any, like: Any) -> None:
         for path in have.keys() & want.keys()
         if have[path] != want[path]
     ]
+    if not have:
+        raise _UnlikeError("one without any array")
     if wrong:
-        raise ValueError(f"it has {'; '.join(sorted(wrong)[:5])}")
+        raise _UnlikeError(f"one that has {'; '.join(sorted(wrong)[:5])}")
 
 
 # Preemption is agreed on by a number that all processes count alike, over all runs.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distilljax.typing import Mean
@@ -55,21 +56,27 @@ class Window:
         if len(self._pending) > self._max_lead:
             jax.block_until_ready(self._pending[-1 - self._max_lead][1])
 
-    def flush(self) -> Record:
+    def flush(self, params: Any = None) -> Record:
         """Fetch, check and average the window; empty if there was no step.
+
+        Args:
+          params: What its last step has made, which no loss has seen yet.
 
         Raises:
           NonFiniteError: a loss or a gradient is nan or inf; names the first such step.
+            Or else the parameters are, after the last one.
         """
         if not self._pending:
             return {}
         steps, metrics, indices = zip(*self._pending, strict=True)
-        fetched = jax.device_get(list(metrics))
+        fetched, finite = jax.device_get((list(metrics), _all_finite(params)))
         self._pending = []
         for step, found, index in zip(steps, fetched, indices, strict=True):
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(found[name].sum):
-                    raise NonFiniteError(name, float(found[name].sum), step, index)
+                    raise NonFiniteError(name, found[name].sum, step, index)
+        if not finite:
+            raise NonFiniteError("params", "nan or inf", steps[-1], indices[-1])
         now = time.perf_counter()
         rate = self._examples / max(now - self._since, 1e-9)
         self._since, self._examples = now, 0
@@ -83,15 +90,22 @@ class Window:
         return {"step": steps[-1], **means, "examples_per_second": rate}
 
 
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    """True if every array is finite: one flag, wherever the arrays lie."""
+    found = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+    return jnp.stack([jnp.asarray(True), *found]).all()
+
+
 class NonFiniteError(FloatingPointError):
-    """The loss or the gradient is nan or inf: training stops before anything is saved.
+    """Loss, gradient or parameters are nan or inf: training stops, nothing is saved.
 
     Attributes:
       step: The update at which it happened.
       index: Positions in the source of the examples of that batch (this process's).
     """
 
-    def __init__(self, name: str, value: float, step: int, index: np.ndarray):
+    def __init__(self, name: str, value: Any, step: int, index: np.ndarray):
         self.step = step
         self.index = index
         super().__init__(f"train: {name} must be finite, got {value} at step {step}.")
@@ -147,8 +161,7 @@ class TensorBoardWriter(Writer):
         from tensorboardX import SummaryWriter
 
         # what lies beyond is from a killed run: TensorBoard drops it
-        purge = resume_step + 1 if resume_step else None
-        self._writer = SummaryWriter(str(directory), purge_step=purge)
+        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def write(self, record: Record) -> None:
         """One scalar per metric, under its split."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
@@ -30,7 +30,7 @@ from distilljax._functional import (
     split_module,
 )
 from distilljax.config import Config, to_json
-from distilljax.data import Arrays, Source, load_in_memory, prefetch_to_device
+from distilljax.data import Source, load_in_memory, prefetch_to_device
 from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.evaluation.cost import cost
@@ -52,6 +52,11 @@ TRAINING_PARTS = (
     "student_rules",
 )
 
+# Under which key an evaluation finds them in its batches; no example has such a key.
+TEACHER_LOGITS = "the teacher's logits"
+# Of one source, they stay on the devices; more are computed again each time.
+KEPT_BYTES = 2**28
+
 
 def _key(what: str, config: Config, fields: tuple[str, ...]) -> str:
     parts = {name: to_json(getattr(config, name)) for name in fields}
@@ -72,8 +77,12 @@ class Programs:
             self._made[key] = make()
         return self._made[key]
 
-    def source(self, part: Any, in_memory: bool | None = None) -> Source:
+    def source(self, part: Any, loader: Any = None) -> Source:
         """An opened source; kept in memory for the next run, as its loader says."""
+        in_memory = getattr(loader, "in_memory", None)
+        for name in ("transforms", "eval_transforms"):
+            if getattr(loader, name, None):
+                in_memory = False  # as it is stored, it may not be arrays
         key = json.dumps(["source", to_json(part), in_memory], sort_keys=True)
 
         def open_source():
@@ -137,19 +146,23 @@ class Student:
         self._sharding = batch_sharding(mesh)
         self._evaluator = Evaluator(
             self.abstract,
-            None if teacher is None else teacher.apply,
+            None if teacher is None else lambda _, batch: batch[TEACHER_LOGITS],
             mesh=mesh,
             student_forward=self.forward,
             trainable=self.trainable,
         )
         self._costs: dict[str, Any] = {}
+        self._kept: dict[Any, list[Any]] = {}
+        if teacher is not None:
+            self._teacher_logits = jax.jit(
+                lambda state, batch: as_outputs(teacher.apply(state, batch)).logits,
+                out_shardings=self._sharding,
+            )
 
-    def check(self, config: Config, source: Source, batch: Any) -> None:
-        """Student, teacher and labels have the same classes; found without compute.
+    def num_classes(self, batch: Any) -> int | None:
+        """How many classes it knows, found without compute; None without logits.
 
         Args:
-          config: The config, for messages.
-          source: The training data.
           batch: Shapes of a batch.
         """
         graphdef, params, rest = split_module(
@@ -162,26 +175,24 @@ class Student:
                 lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch
             )
         z = as_outputs(z).logits
-        if z is None:
+        return None if z is None else z.shape[-1]
+
+    def check(self, config: Config, num_classes: int | None, batch: Any) -> None:
+        """Its teacher has the same classes, and those in focus exist; without compute.
+
+        Args:
+          config: The config, for messages.
+          num_classes: How many the student has.
+          batch: Shapes of a batch.
+        """
+        if num_classes is None:
             return
-        known = getattr(source, "num_classes", None)
-        highest = (known or 0) - 1
-        if isinstance(source, Arrays) and source.labels is not None:
-            highest = source.labels.max()
-        if highest >= z.shape[-1]:
-            fail(
-                "train",
-                "labels",
-                f"lie in [0, {z.shape[-1]}), the classes of the student",
-                highest,
-                "Change the student's number of classes, or leave these examples out.",
-            )
-        outside = [c for c in config.focus_classes if not 0 <= c < z.shape[-1]]
+        outside = [c for c in config.focus_classes if not 0 <= c < num_classes]
         if outside:
             fail(
                 "train",
                 "--focus-classes",
-                f"lie in [0, {z.shape[-1]}), the classes of the student",
+                f"lie in [0, {num_classes}), the classes of the student",
                 ", ".join(map(str, outside)),
                 "Classes count from 0.",
             )
@@ -190,11 +201,11 @@ class Student:
         with _inputs_in_errors("teacher", batch):
             v = jax.eval_shape(self.teacher.apply, self.teacher.state, batch)
         v = as_outputs(v)
-        if v.logits is not None and v.logits.shape[-1] != z.shape[-1]:
+        if v.logits is not None and v.logits.shape[-1] != num_classes:
             fail(
                 "train",
                 "the teacher",
-                f"have the student's classes, {z.shape[-1]}",
+                f"have the student's classes, {num_classes}",
                 v.logits.shape[-1],
                 f"Change the student of {config.name!r}, or name another teacher with "
                 "--teacher.workdir.",
@@ -212,12 +223,29 @@ class Student:
         batches = config.loader.eval_batches(
             source, batch_size=config.eval_batch_size, **this_process()
         )
-        return self._evaluator(
-            params,
-            rest,
-            None if self.teacher is None else self.teacher.state,
-            (batch for batch, _ in prefetch_to_device(batches, self._sharding)),
-        )
+        sent = (batch for batch, _ in prefetch_to_device(batches, self._sharding))
+        if self.teacher is not None:
+            # sources are kept open: an id is that of one of them alone
+            key = id(source), _key("batches", config, ("loader", "eval_batch_size"))
+            sent = self._beside_teacher(self.teacher, sent, key)
+        return self._evaluator(params, rest, None, sent)
+
+    def _beside_teacher(
+        self, teacher: Teacher, batches: Iterable[Any], key: Any
+    ) -> Iterator[Any]:
+        """The batches with the teacher's logits: it is frozen, and so is run once."""
+        kept = self._kept.get(key, [])
+        found, size = [], 0
+        for number, batch in enumerate(batches):
+            if kept:
+                logits = kept[number]
+            else:
+                logits = self._teacher_logits(teacher.state, batch)
+            jax.block_until_ready(logits)  # simulated devices run one program at a time
+            size += sum(x.nbytes for x in jax.tree.leaves(logits))
+            found = [*found, logits] if size <= KEPT_BYTES else []
+            yield {**batch, TEACHER_LOGITS: logits}
+        self._kept[key] = found
 
     def measure(
         self, config: Config, params: Any, rest: Any, source: Source

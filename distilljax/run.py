@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from distilljax._checks import fail
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config
+from distilljax.data import Arrays
 from distilljax.metrics import (
     NonFiniteError,
     Writer,
@@ -35,6 +36,9 @@ SELECTABLE = {
     "kl_to_teacher": "min",
     "agreement": "max",
 }
+
+# Fields of the config that the report alone reads: a finished run takes new ones over.
+ONLY_REPORTED = ("baseline", "description", "expected", "focus_classes")
 
 
 class Run:
@@ -61,8 +65,7 @@ class Run:
 
     def open(self, part: Any) -> Any:
         """A source of the config."""
-        in_memory = getattr(self.config.loader, "in_memory", None)
-        return self.programs.source(part, in_memory)
+        return self.programs.source(part, self.config.loader)
 
     # --- before the loop --------------------------------------------------------------
 
@@ -72,19 +75,53 @@ class Run:
         if path.exists():
             results = read_json(path)
             if results["steps"] == self.config.steps:
-                return {**results, "already_finished": True}
+                # what may be null may also be left out
+                self.check_teacher(results.get("teacher_fingerprint", self.taught_by))
+                return {**self.described(results), "already_finished": True}
         return None
+
+    def described(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Results with what only the report reads as the config has it now."""
+        new = {name: self.saved[name] for name in ONLY_REPORTED}
+        if results != (results | new) and jax.process_index() == 0:
+            for name, old in (
+                ("config.json", read_json(self.workdir / "config.json")),
+                ("results.json", results),
+            ):
+                text = json.dumps(old | new, indent=1) + "\n"
+                write_atomically(self.workdir / name, text)
+        return results | new
+
+    @property
+    def taught_by(self) -> str | None:
+        """The fingerprint of the teacher, if there is one."""
+        return None if self.teacher is None else self.teacher.fingerprint
+
+    def check_teacher(self, before: str | None) -> None:
+        """The teacher is the one that this run began with."""
+        if before != self.taught_by:
+            fail(
+                "train",
+                "the teacher",
+                f"be the one that {str(self.workdir)!r} began with, {before}",
+                self.taught_by,
+                "Restore that teacher, or choose another folder.",
+            )
 
     def check(self) -> None:
         """Whatever can be found wrong before anything is computed or written."""
         before = self.iterator.get_state()
         batch = batch_shapes(next(self.iterator))
         self.iterator.set_state(before)
-        self.student.check(self.config, self.source, batch)
+        self.num_classes = self.student.num_classes(batch)
+        self.check_labels("data", self.source)
+        self.student.check(self.config, self.num_classes, batch)
         self.training.check(batch)
-        for part in (self.config.validation, self.config.test):
-            if part is not None:
-                next(self.config.loader.eval_batches(self.open(part), batch_size=1))
+        for name in ("validation", "test"):
+            if (part := getattr(self.config, name)) is not None:
+                source = self.open(part)
+                next(self.config.loader.eval_batches(source, batch_size=1))
+                self.check_labels(name, source)
         known = list(SELECTABLE) if self.teacher else list(SELECTABLE)[:3]
         if self.config.select not in (None, *known):
             fail(
@@ -104,6 +141,25 @@ class Run:
                 f"be {SELECTABLE[self.config.select]} for {self.config.select}",
                 self.config.select_mode,
                 "Leave it out: the measure says which value is the best.",
+            )
+
+    def check_labels(self, name: str, source: Any) -> None:
+        """The labels of a split are classes of the student, if that is known yet.
+
+        Transforms may make other labels: those are checked where they are read.
+        """
+        highest = (getattr(source, "num_classes", None) or 0) - 1
+        if isinstance(source, Arrays) and source.labels is not None:
+            highest = int(source.labels.max())
+        if getattr(self.config.loader, "transforms", ()) or self.num_classes is None:
+            return
+        if highest >= self.num_classes:
+            fail(
+                "train",
+                f"{name} labels",
+                f"lie in [0, {self.num_classes}), the classes of the student",
+                highest,
+                "Change the student's number of classes, or leave these examples out.",
             )
 
     def open_checkpoints(self) -> Checkpoints:
@@ -130,15 +186,7 @@ class Run:
                 "Choose another folder for a shorter run.",
             )
         state, meta = self.checkpoints.restore(step, self.training.like)
-        expected = None if self.teacher is None else self.teacher.fingerprint
-        if meta["teacher"] != expected:
-            fail(
-                "train",
-                "the teacher",
-                f"be the one that {str(self.workdir)!r} began with, {meta['teacher']}",
-                expected,
-                "Restore that teacher, or choose another folder.",
-            )
+        self.check_teacher(meta["teacher"])
         self.iterator.set_state(meta["data"])
         self.seconds_before = meta["seconds"]
         return state, step
@@ -234,7 +282,7 @@ class Run:
         """Start writing a checkpoint of everything but the teacher."""
         meta = {
             "data": data,
-            "teacher": None if self.teacher is None else self.teacher.fingerprint,
+            "teacher": self.taught_by,
             "seconds": self.seconds(),
             "config": self.saved,
             "versions": versions(),
@@ -244,20 +292,30 @@ class Run:
     def why_not_finite(self, error: NonFiniteError) -> str:
         """Which examples, whether they are the cause, and what is still good."""
         index = [] if error.index is None else error.index.tolist()
+        examples = {i: self.source[i] for i in index}
         bad = [
             i
-            for i in index
-            if not np.all(np.isfinite(np.asarray(self.source[i]["inputs"], np.float64)))
+            for i, example in examples.items()
+            if not np.all(np.isfinite(np.asarray(example.get("inputs", 0), np.float64)))
         ]
+        # a loader that reads ahead does not know the student's classes
+        classes = np.inf if self.num_classes is None else self.num_classes
+        outside = [i for i, e in examples.items() if e.get("labels", 0) >= classes]
         shown = ", ".join(map(str, index[:20])) + (", ..." if len(index) > 20 else "")
-        cause = (
-            f"The inputs of examples {bad[:20]} are not finite: leave them out."
-            if bad
-            else "Their inputs are finite: lower the learning rate, clip the gradient "
-            "(--optimizer.clip-norm=1), or check the loss."
-        )
+        if bad:
+            cause = f"The inputs of examples {bad[:20]} are not finite: leave them out."
+        elif outside:
+            cause = (
+                f"The labels of examples {outside[:20]} are not in [0, {classes}), the "
+                "classes of the student: leave them out."
+            )
+        else:
+            cause = (
+                "Their inputs are finite: lower the learning rate, clip the gradient "
+                "(--optimizer.clip-norm=1), or check the loss."
+            )
         good = self.last_good()
-        keys = ", ".join(sorted(self.source[index[0]])) if index else "none"
+        keys = ", ".join(sorted(examples[index[0]])) if index else "none"
         return (
             f"Its batch (keys: {keys}) has the {len(index)} examples {shown}. "
             f"{cause} {good}"
@@ -277,13 +335,11 @@ class Run:
             "name": config.name,
             "arm": self.arm,
             "seed": config.seed,
-            "baseline": config.baseline,
-            "description": config.description,
-            "expected": config.expected,
-            "focus_classes": list(config.focus_classes),
+            **{name: self.saved[name] for name in ONLY_REPORTED},
             "steps": config.steps,
             "examples_seen": config.steps * config.loader.batch_size,
             "train_seconds": self.seconds(),
+            "teacher_fingerprint": self.taught_by,
             "selected": {
                 "step": best_step,
                 "metric": None if value is None else f"validation/{config.select}",

@@ -96,14 +96,13 @@ def train(
                     advance(step)
                     last = step == config.steps
                     leaving = stop.reached() or last
-                    if step % config.log_every_steps == 0 or last:
-                        log("train", window.flush())
-                    numbers = None
-                    if step % config.eval_every_steps == 0 or last:
-                        numbers = run.validate(log, step, state)
+                    validates = step % config.eval_every_steps == 0 or last
+                    if step % config.log_every_steps == 0 or validates:
+                        # what is validated and what is saved is known to be finite
+                        log("train", window.flush((state.params, state.ema)))
+                    numbers = run.validate(log, step, state) if validates else None
                     if run.saves(step, numbers) or leaving:
-                        # what is saved is known to be finite
-                        log("train", window.flush())
+                        log("train", window.flush((state.params, state.ema)))
                         run.save(step, state, batches.get_state(), numbers)
                     if leaving and not last:
                         return {"stopped_at": step}
@@ -184,6 +183,6 @@ def evaluate(
         field = "params" if config.ema_decay is None else "ema"
         like = placed(student.arrays(field), mesh, config.student_rules)
         found = Checkpoints(root, read_only=True).restore_student(best[0], like)
-        source = programs.source(part, getattr(config.loader, "in_memory", None))
+        source = programs.source(part, config.loader)
         measured, _ = student.measure(config, found[field], found["rest"], source)
     return {"step": best[0], "split": split, **measured}

@@ -70,6 +70,21 @@ def test_a_gradient_that_is_not_finite_is_an_error_too():
         window.flush()
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_parameters_that_are_not_finite_are_an_error_too(value):
+    """No loss has seen what the last step has made."""
+    window = Window()
+    for step in (1, 2):
+        window.add(step, metrics(1.0), INDEX + step)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2).at[1].set(value)}
+    with pytest.raises(NonFiniteError, match="params must be finite") as error:
+        window.flush((params, None))
+    assert error.value.step == 2
+    assert error.value.index.tolist() == [2, 3, 4, 5]
+    window.add(3, metrics(1.0), INDEX)
+    assert window.flush(({"kernel": jnp.ones((2, 2))}, None))["step"] == 3
+
+
 def test_lines_beyond_the_checkpoint_are_dropped_on_resumption(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = JsonlWriter(path, 0)
@@ -88,11 +103,11 @@ def test_lines_beyond_the_checkpoint_are_dropped_on_resumption(tmp_path):
     assert path.read_text() == ""  # a run that begins anew
 
 
-def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path):
+@pytest.mark.parametrize("resume_step", [0, 7])  # 0: killed before a checkpoint
+def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path, resume_step):
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    TensorBoardWriter(tmp_path, 0).close()
-    writer = TensorBoardWriter(tmp_path, 7)
+    writer = TensorBoardWriter(tmp_path, resume_step)
     writer.write({"step": 8, "split": "train", "loss": 0.5, "seconds": 1.0})
     writer.close()
     restarts, tags = [], []
@@ -105,7 +120,7 @@ def test_tensorboard_drops_what_lies_beyond_the_checkpoint(tmp_path):
             if event.session_log.status == SessionLog.START:
                 restarts.append(event.step)
             tags += [(value.tag, event.step) for value in event.summary.value]
-    assert restarts == [8]
+    assert restarts == [resume_step + 1]
     assert tags == [("train/loss", 8)]
 
 

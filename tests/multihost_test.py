@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distilljax._functional import freeze
+from distilljax.workdir import TrainedRun, fingerprint
 from tests.processes import environment
 from tests.saved import records, saved_arrays, saved_steps
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits" / "teacher.py")
+DISTILLED = str(REPOSITORY / "configs" / "digits" / "all_data.py")
 SHORT = ["--student.hidden", "32", "--student.dropout=0", "--student.input-dropout=0"]
 SHORT += ["--loader.batch-size=96", "--mesh=data=4,fsdp=2", "--log-every-steps=1"]
 SHORT += ["--checkpoint-every-steps=5", "--eval-every-steps=10"]
@@ -31,7 +34,7 @@ SHORT += ["--checkpoint-every-steps=5", "--eval-every-steps=10"]
 class Processes:
     """``distilljax train`` in one or more processes; ended whatever happens."""
 
-    def __init__(self, count: int, workdir: Path, *words: str):
+    def __init__(self, count: int, workdir: Path, *words: str, config: str = DIGITS):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -39,7 +42,7 @@ class Processes:
         self.running = []
         self._readers = []
         for i in range(count):
-            command = [sys.executable, "-m", "distilljax", "train", DIGITS, *SHORT]
+            command = [sys.executable, "-m", "distilljax", "train", config, *SHORT]
             command += ["--workdir", str(workdir), *words]
             if count > 1:
                 command += ["--multihost", "--coordinator", f"127.0.0.1:{port}"]
@@ -87,8 +90,8 @@ class Processes:
         return [p.returncode for p in self.running]
 
 
-def run(count: int, workdir: Path, *words: str) -> list[str]:
-    with Processes(count, workdir, *words) as processes:
+def run(count: int, workdir: Path, *words: str, config: str = DIGITS) -> list[str]:
+    with Processes(count, workdir, *words, config=config) as processes:
         assert processes.codes() == [0] * count, processes.outputs
         return processes.outputs
 
@@ -144,6 +147,18 @@ def test_one_process_goes_on_where_two_stopped(alone, together, tmp_path):
     assert "step 21/30" in output
     assert "step 20/30" not in output
     assert_close(alone, workdir, 30)
+
+
+def test_a_teacher_is_restored_onto_the_mesh_of_two_processes(alone, tmp_path):
+    """Its arrays are split over both: none of them has the whole."""
+    words = ["--teacher.workdir", str(alone), "--steps=2", "--mesh=fsdp=8"]
+    run(2, tmp_path, *words, config=DISTILLED)
+    results = json.loads((tmp_path / "results.json").read_text())
+    _, state = freeze(TrainedRun(str(alone))(), None)
+    assert results["teacher_fingerprint"] == fingerprint(state)
+    teacher = json.loads((alone / "results.json").read_text())["student"]
+    assert results["teacher"]["accuracy"] == teacher["accuracy"]
+    assert results["teacher"]["nll"] == pytest.approx(teacher["nll"], rel=1e-5)
 
 
 def test_sigterm_to_one_of_two_saves_the_same_step_on_both(tmp_path):

@@ -22,7 +22,7 @@ def environment(num_devices: int) -> dict[str, str]:
     """
     return {
         **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(FAST_COMPILATION, ""),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(FAST_COMPILATION, "").strip(),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
         "JAX_COMPILATION_CACHE_DIR": _compiled().name,

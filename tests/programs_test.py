@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -89,6 +90,50 @@ def test_a_teacher_is_put_onto_the_mesh_once(tiny):
     )
 
 
+EVALUATED = []
+
+
+def counted_teacher(model, batch):
+    """As it is, and every time that it runs is counted."""
+    jax.debug.callback(lambda: EVALUATED.append(None))
+    return model(batch["inputs"])
+
+
+def test_a_frozen_teacher_is_evaluated_once_on_each_source(tiny, monkeypatch):
+    mesh = mesh_from_string("data=1", jax.devices()[:1])
+    tiny = replace(tiny, teacher_forward=counted_teacher)
+    programs = Programs()
+    student = programs.student(tiny, mesh)
+
+    def evaluations(config, part, seed=0):
+        """How often the teacher ran, and what was found."""
+        EVALUATED.clear()
+        state = programs.training(tiny, mesh).init(seed)
+        source = programs.source(part, config.loader)
+        found = student.evaluate(config, state.params, state.rest, source)
+        jax.effects_barrier()
+        return len(EVALUATED), found
+
+    batches, first = evaluations(tiny, tiny.validation)
+    assert batches == 3
+    again, other = evaluations(tiny, tiny.validation, seed=1)
+    assert again == 0
+    assert other.teacher == first.teacher
+    assert other.student["kl_to_teacher"] != first.student["kl_to_teacher"]
+    np.testing.assert_array_equal(other.teacher_predictions, first.teacher_predictions)
+    teacher, validation = tiny.teacher(), tiny.validation()
+    predicted = np.argmax(teacher(jax.numpy.asarray(validation.inputs)), axis=-1)
+    np.testing.assert_array_equal(first.teacher_predictions, predicted)
+
+    # other examples, or the same as the teacher has not seen them
+    assert evaluations(tiny, tiny.test)[0] == 3
+    scaled = replace(tiny, loader=replace(tiny.loader, scale=9.0))
+    assert evaluations(scaled, tiny.validation)[0] == 3
+    # and what is too much to be kept
+    monkeypatch.setattr("distilljax.programs.KEPT_BYTES", 500)
+    assert [evaluations(tiny, tiny.data)[0] for _ in range(2)] == [3, 3]
+
+
 OPENED = []
 
 
@@ -106,8 +151,12 @@ def test_sources_are_opened_once_and_kept_as_the_loader_says():
     assert isinstance(programs.source(Counted()), data.Arrays)
     assert programs.source(Counted()) is programs.source(Counted())
     assert len(OPENED) == 1
-    assert isinstance(programs.source(Counted(), in_memory=False), list)
+    assert isinstance(programs.source(Counted(), data.Loader(1, in_memory=False)), list)
     assert len(OPENED) == 2
+    # what transforms have not seen yet may be of several sizes
+    transforms = (grain.transforms.Map,)
+    for fields in ({"transforms": transforms}, {"eval_transforms": transforms}):
+        assert isinstance(programs.source(Counted(), data.Loader(1, **fields)), list)
 
 
 @pytest.mark.parametrize(

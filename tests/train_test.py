@@ -6,6 +6,7 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +160,39 @@ def test_the_teacher_is_in_no_checkpoint_and_is_not_changed(tmp_path, tiny, prog
     ]
     fresh = nnx.to_pure_dict(nnx.state(teacher()))
     jax.tree.map(np.testing.assert_array_equal, loaded.state, fresh)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Examples of several sizes, with a text beside each."""
+
+    def __call__(self):
+        points = load_experiment(TINY).config(0).data()
+        inputs = [np.append(x, np.ones(i % 3)) for i, x in enumerate(points.inputs)]
+        labels = points.labels.tolist()
+        return [
+            {"inputs": x, "labels": label, "name": "a cloud"}
+            for x, label in zip(inputs, labels, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Cut(grain.transforms.Map):
+    """Makes them equal, and leaves the text out."""
+
+    def map(self, element):
+        return {"inputs": element["inputs"][:8], "labels": element["labels"]}
+
+
+def test_transforms_act_in_training_validation_and_test(tmp_path, tiny, programs):
+    loader = replace(tiny.loader, transforms=(Cut(),))
+    sizes = Sizes()
+    config = replace(tiny, data=sizes, validation=sizes, test=sizes, loader=loader)
+    found = train(config, tmp_path / "sizes", programs=programs)
+    same = replace(tiny, validation=tiny.data, test=tiny.data)
+    expected = train(same, tmp_path / "same", programs=programs)
+    for key in ("accuracy", "nll"):
+        assert found["student"][key] == expected["student"][key]
 
 
 # --- the loop -------------------------------------------------------------------------
@@ -377,6 +411,16 @@ def test_a_finished_run_does_nothing_and_more_steps_go_on(tmp_path, tiny, progra
     assert again == {**first, "already_finished": True}
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").rglob("*")} == before
 
+    # what only the report reads is taken over
+    told = replace(short, baseline="other", description="New.", focus_classes=(1,))
+    found = train(told, tmp_path / "parts", programs=programs)
+    new = {"baseline": "other", "description": "New.", "focus_classes": [1]}
+    assert found == {**first, **new, "already_finished": True}
+    for name in ("config.json", "results.json"):
+        written = json.loads((tmp_path / "parts" / name).read_text())
+        assert new.items() <= written.items()
+    assert written["student"] == first["student"]
+
     results = train(tiny, tmp_path / "parts", programs=programs)
     assert results["steps"] == 20
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 20)
@@ -477,6 +521,13 @@ class Some:
         return {"inputs": inputs, "labels": label}
 
 
+@dataclass(frozen=True)
+class Many(Some):
+    """Knows how many classes it has, and that is one more than the student."""
+
+    num_classes: int = 4
+
+
 def test_a_loss_that_is_not_finite_names_step_examples_and_cause(
     tmp_path, tiny, programs
 ):
@@ -506,6 +557,17 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_cause(
         train(tiny, tmp_path)
 
 
+def test_a_label_that_nobody_could_check_before_is_named(tmp_path, tiny):
+    """Read ahead, of a source that does not know how many classes it has."""
+    loader = replace(tiny.loader, in_memory=False, shuffle=False)
+    config = replace(tiny, data=Some("label"), loader=loader)
+    with pytest.raises(NonFiniteError, match="at step 2") as error:
+        train(config, tmp_path)
+    message = str(error.value)
+    assert "labels of examples [17] are not in [0, 3), the classes" in message
+    assert "learning rate" not in message
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_nan_in_the_data_is_named(tmp_path, tiny, in_memory):
     """Before anything is computed, or where the example is first read."""
@@ -519,13 +581,35 @@ def test_nan_in_the_data_is_named(tmp_path, tiny, in_memory):
         assert "ahead of step" in str(error.value)
 
 
-def test_a_diverging_loss_is_never_saved(tmp_path, tiny):
+def test_a_diverging_loss_is_never_saved_nor_validated(tmp_path, tiny):
     config = replace(
-        quiet(tiny), optimizer=optimizers.SGD(1e30, momentum=0.0), objective=Cubed()
+        quiet(tiny),
+        optimizer=optimizers.SGD(1e30, momentum=0.0),
+        objective=Cubed(),
+        validation=tiny.validation,
+        eval_every_steps=5,
+        select=None,
     )
     with pytest.raises(NonFiniteError, match="No checkpoint was written before it"):
         train(config, tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
+    assert not records(tmp_path, "validation")
+
+
+def jumps(step):
+    """A learning rate that is no number from the tenth update on."""
+    return jnp.where(step >= 9, jnp.inf, 1e-2)
+
+
+@pytest.mark.parametrize("steps", [20, 10])
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, tiny, steps):
+    """The loss and the gradient of step 10 are finite, and no loss follows it."""
+    tiny = replace(quiet(tiny), checkpoint_every_steps=5, steps=steps, test=tiny.test)
+    config = replace(tiny, optimizer=optimizers.SGD(jumps, momentum=0.0))
+    with pytest.raises(NonFiniteError, match=r"params must be finite.*at step 10"):
+        train(config, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").latest() == 5
+    assert not (tmp_path / "results.json").exists()
 
 
 @dataclass(frozen=True)
@@ -562,7 +646,7 @@ def changed(tiny: Config) -> dict[str, tuple[Config, str]]:
         ),
         "labels": (
             replace(tiny, student=replace(student, num_classes=2)),
-            r"labels must lie in \[0, 2\), the classes of the student, got 2",
+            r"data labels must lie in \[0, 2\), the classes of the student, got 2",
         ),
         "labels on disk": (
             replace(
@@ -570,7 +654,15 @@ def changed(tiny: Config) -> dict[str, tuple[Config, str]]:
                 data=Some("label"),
                 loader=replace(tiny.loader, in_memory=True),
             ),
-            r"labels must lie in \[0, 3\), the classes of the student, got 3",
+            r"data labels must lie in \[0, 3\), the classes of the student, got 3",
+        ),
+        "labels of validation": (
+            replace(tiny, validation=Some("label")),
+            r"validation labels must lie in \[0, 3\), .* got 3",
+        ),
+        "classes of test": (
+            replace(tiny, test=Many(), loader=replace(tiny.loader, in_memory=False)),
+            r"test labels must lie in \[0, 3\), .* got 3",
         ),
         "inputs": (
             replace(tiny, student=replace(student, num_features=9)),
@@ -630,8 +722,9 @@ def test_another_teacher_is_refused_and_nothing_is_overwritten(
     train(replace(tiny, steps=10), tmp_path, programs=programs)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     config = replace(tiny, teacher=replace(tiny.teacher, width=13))
-    with pytest.raises(ValueError, match="the teacher must be the one that"):
-        train(config, tmp_path, programs=programs)
+    for steps in (10, 20):  # a finished run, and one that would go on
+        with pytest.raises(ValueError, match="the teacher must be the one that"):
+            train(replace(config, steps=steps), tmp_path, programs=programs)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

@@ -54,6 +54,16 @@ class RandomShift:
 
     max_pixels: int = 2
 
+    def __post_init__(self):
+        if self.max_pixels < 0:
+            fail(
+                "RandomShift",
+                "max_pixels",
+                "be at least 0",
+                self.max_pixels,
+                "Shifts go both ways.",
+            )
+
     def __call__(
         self,
         images: Float32[np.ndarray, "batch *image"],
@@ -75,6 +85,14 @@ class RandomShift:
             )
         batch, height, width, channels = images.shape
         m = self.max_pixels
+        if m >= min(height, width):
+            fail(
+                "RandomShift",
+                "max_pixels",
+                f"be smaller than the images, {height} by {width}",
+                m,
+                "A larger shift leaves nothing of an image.",
+            )
         padded = np.zeros(
             (batch, height + 2 * m, width + 2 * m, channels), images.dtype
         )

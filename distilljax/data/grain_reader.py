@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 
-from distilljax._checks import fail
 from distilljax.data.finish import Batch, Finish, Shard
-from distilljax.data.hashing import derive_key
 from distilljax.data.order import Order
-from distilljax.data.rows import Example, check_examples, stack_examples
+from distilljax.data.rows import check_examples, stack_examples
 from distilljax.data.sources import Source, num_classes_of, read_examples, read_rows
+from distilljax.data.transforms import check_transforms, transformed
 
 
 @dataclass(frozen=True)
@@ -54,26 +51,16 @@ class LocalBatches:
         index = self.order.indices(start, self.shard.rows)
         if self.transforms:
             examples = read_examples(self.source, index.tolist())
-            examples = [self._transformed(e, start + i) for i, e in enumerate(examples)]
+            seed = self.finish.seed
+            examples = [
+                transformed(example, self.transforms, seed=seed, position=position)
+                for position, example in enumerate(examples, start)
+            ]
             rows = stack_examples(examples, index)
         else:
             rows = read_rows(self.source, index)
         check_examples("Loader", rows, num_classes_of(self.source), index)
         return self.finish(start, rows, index)
-
-    def _transformed(self, example: Any, position: int) -> Example:
-        for step, transform in enumerate(self.transforms):
-            match transform:
-                case grain.transforms.Map():
-                    example = transform.map(example)
-                case grain.transforms.RandomMap():
-                    # Random numbers of this position, whoever reads it and when.
-                    key = derive_key(self.finish.seed, "transform", step, position)
-                    rng = np.random.Generator(np.random.Philox(key))
-                    example = transform.random_map(example, rng)
-                case grain.transforms.MapWithIndex():
-                    example = transform.map_with_index(position, example)
-        return example
 
 
 class GrainReader:
@@ -122,23 +109,3 @@ class GrainReader:
                 grain.MultiprocessingOptions(num_workers=self._num_workers)
             )
         self._iterator = iter(dataset)
-
-
-def check_transforms(transforms: Sequence[Any]) -> None:
-    """Every transform makes one example of one example."""
-    kinds = (
-        grain.transforms.Map,
-        grain.transforms.RandomMap,
-        grain.transforms.MapWithIndex,
-    )
-    for transform in transforms:
-        if not isinstance(transform, kinds):
-            fail(
-                "Loader",
-                "transforms",
-                "be grain.transforms.Map, RandomMap or MapWithIndex",
-                type(transform).__name__,
-                "A filter would make the position of an example depend on the data "
-                "before it: leave examples out of the source instead.",
-                TypeError,
-            )

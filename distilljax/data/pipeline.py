@@ -80,6 +80,7 @@ class Loader:
       flatten: Yield [batch, features] instead of the shape of the source.
       transforms: Grain transforms of single examples, before scaling (Map, RandomMap
         or MapWithIndex; the elements are dicts); read by Grain.
+      eval_transforms: Those of ``eval_batches``, none of them random; None: the same.
       in_memory: Load the source first; None: if it takes at most 1 GiB as it is stored.
       num_threads: Threads that read batches (Grain only).
       prefetch: Batches that are read ahead (Grain only).
@@ -102,6 +103,7 @@ class Loader:
     teacher_view: Literal["same", "clean", "independent"] = "same"
     flatten: bool = False
     transforms: tuple[Any, ...] = ()
+    eval_transforms: Any = None
     in_memory: bool | None = None
     num_threads: int = 4
     prefetch: int = 8
@@ -152,7 +154,14 @@ class Loader:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """One pass over a source as `eval_batches`, scaled as in training."""
+        """One pass as `eval_batches`, scaled and transformed, but never augmented."""
+        transforms = self.eval_transforms
+        if transforms is None:
+            transforms = self.transforms
+        if transforms:
+            from distilljax.data.transforms import Transformed  # heavy
+
+            source = Transformed(source, transforms)
         return eval_batches(
             source,
             batch_size or self.batch_size,

@@ -156,7 +156,7 @@ def check_examples(
             )
     if inputs.dtype == np.uint8:
         return
-    finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)
+    finite = np.isfinite(inputs).all(axis=tuple(range(1, inputs.ndim)))
     bad = np.flatnonzero(~finite)
     if len(bad):
         at = bad[0] if index is None else index[bad[0]]

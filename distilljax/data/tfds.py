@@ -135,6 +135,14 @@ class Tfds:
                 repr(self.split),
                 "Slices are written train[:5000] or train[90%:].",
             )
+        if splits and splits[self.split].num_examples == 0:
+            fail(
+                "Tfds",
+                "split",
+                "have at least one example",
+                repr(self.split),
+                f"All of {name} are {splits[name].num_examples}.",
+            )
         return self.split
 
     def _read_labels(self, builder: Any) -> Int[np.ndarray, " examples"]:

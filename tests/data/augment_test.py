@@ -67,5 +67,14 @@ def test_flattened_images_are_an_error_that_says_what_to_do():
         RandomShift(1)(np.zeros((4, 64), np.float32), random_bits(0, np.arange(4)))
 
 
+def test_shifts_that_cannot_be_are_errors():
+    with pytest.raises(ValueError, match="max_pixels must be at least 0, got -1"):
+        RandomShift(-1)
+    seeds = random_bits(0, np.arange(20))
+    with pytest.raises(ValueError, match="smaller than the images, 7 by 5, got 5"):
+        RandomShift(5)(images(), seeds)
+    assert RandomShift(4)(images(), seeds).any(axis=(1, 2, 3)).all()
+
+
 def test_it_is_an_augmentation():
     assert isinstance(RandomShift(1), Augment)

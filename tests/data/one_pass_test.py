@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import grain
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,6 +69,43 @@ def test_a_loader_evaluates_as_it_trains_but_without_augmentation():
     assert np.array_equal(np.concatenate([b["inputs"] for b in batches])[:6], expected)
     (batch,) = loader.eval_batches(arrays(6), batch_size=8)
     assert batch["loss_mask"].tolist() == [True] * 6 + [False] * 2
+
+
+class Middle(grain.transforms.Map):
+    def map(self, element):
+        middle = np.ascontiguousarray(element["inputs"][1:2])
+        return {"inputs": middle, "labels": element["of"]}
+
+
+class Anywhere(grain.transforms.RandomMap):
+    def random_map(self, element, rng):
+        return {**element, "inputs": element["inputs"][rng.integers(1, 3) :]}
+
+
+class Position(grain.transforms.MapWithIndex):
+    def map_with_index(self, index, element):
+        return {**element, "position": np.int32(index)}
+
+
+def test_a_loader_evaluates_what_its_transforms_make():
+    """Of images of several sizes, whose labels lie under another key."""
+    source = [{"inputs": np.full((3 + i % 2, 2), float(i)), "of": i} for i in range(5)]
+    loader = Loader(4, scale=2.0, transforms=(Middle(), Position()))
+    batches = list(loader.eval_batches(source))
+    assert [b["inputs"].shape for b in batches] == [(4, 1, 2), (4, 1, 2)]
+    for name, expected in (("inputs", 0.5), ("labels", 1), ("position", 1)):
+        found = np.concatenate([b[name].reshape(4, -1)[:, 0] for b in batches])[:5]
+        assert found.tolist() == [i * expected for i in range(5)]
+
+
+def test_a_random_transform_needs_another_for_evaluation():
+    source = [{"inputs": np.arange(4.0), "of": i, "labels": i} for i in range(5)]
+    loader = Loader(4, transforms=(Anywhere(),))
+    with pytest.raises(ValueError, match=r"eval_transforms must be given, .*Anywhere"):
+        loader.eval_batches(source)
+    for transforms, expected in (((Middle(),), 1), ((), 4)):
+        fixed = replace(loader, eval_transforms=transforms)
+        assert next(fixed.eval_batches(source))["inputs"].shape == (4, expected)
 
 
 def test_it_can_be_repeated():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from functools import partial
 
 import grain
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilljax.data import Arrays, Loader, RandomShift
+from distilljax.data import Arrays, Loader, RandomShift, Slice, Stratified
 from distilljax.data.sources import Records
 
 N = 22
@@ -308,12 +309,15 @@ def test_what_cannot_work_is_said_before_the_first_batch(fields, message):
         Loader(**make)(arrays(), seed=0, **call)
 
 
-def test_an_empty_source_is_an_error():
-    empty = Arrays(np.zeros((0, 4), np.uint8), np.zeros(0, int))
-    with pytest.raises(
-        ValueError, match="source must have at least one example, got 0"
-    ):
-        Loader(1)(empty, seed=0)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_empty_source_is_an_error(dtype):
+    empty = Arrays(np.zeros((0, 4), dtype), np.zeros(0, int))
+    whole = Arrays(np.zeros((4, 2, 2), dtype), np.zeros(4, int))
+    rest = Stratified(whole, 4, complement=True)()
+    for source in (empty, Slice(whole, 3, 2)(), rest):
+        for read in (partial(Loader(1), seed=0), Loader(1).eval_batches):
+            with pytest.raises(ValueError, match="at least one example, got 0"):
+                read(source)
 
 
 def test_a_transform_that_drops_examples_is_an_error():

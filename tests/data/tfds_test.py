@@ -45,6 +45,11 @@ def test_slices_are_those_of_tfds(data_dir):
     assert len(Tfds("digits", "train[:50%]+test", data_dir)()) == 1000
 
 
+def test_an_empty_slice_is_an_error(data_dir):
+    with pytest.raises(ValueError, match=r"at least one .*'train\[:0\]'.* are 1200"):
+        Tfds("digits", "train[:0]", data_dir)()
+
+
 def test_labels_are_those_of_the_examples(data_dir):
     source = Tfds("digits", "validation", data_dir)()
     labels = labels_of(source)
