@@ -33,7 +33,7 @@ from distilljax.config import Config, to_json
 from distilljax.data import Source, load_in_memory, prefetch_to_device
 from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
-from distilljax.evaluation.cost import cost
+from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
 from distilljax.sharding import BATCH_AXES, batch_sharding, tree_shardings
 from distilljax.terms import as_outputs
@@ -253,12 +253,13 @@ class Student:
         """Quality and cost of student and teacher; every prediction, as npz."""
         found = self.evaluate(config, params, rest, source)
         example = next(config.loader.eval_batches(source, batch_size=1))["inputs"]
-        student = {**found.student, **self._student_cost(params, rest, example)}
+        cost = self._cost(params, rest, example)
+        student = {**found.student, **cost["student"]}
         arrays: dict[str, Any] = {"labels": found.labels}
         arrays["student"] = found.student_predictions
         teacher = None
         if self.teacher is not None and found.teacher is not None:
-            teacher = {**found.teacher, **self._teacher_cost(self.teacher, example)}
+            teacher = {**found.teacher, **cost["teacher"]}
             arrays["teacher"] = found.teacher_predictions
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -271,28 +272,25 @@ class Student:
             "teacher": teacher,
         }, buffer.getvalue()
 
-    def _student_cost(self, params: Any, rest: Any, example: Any) -> dict[str, Any]:
-        """Size and speed of the student, measured once."""
-        if "student" not in self._costs:
+    def _cost(self, params: Any, rest: Any, example: Any) -> dict[str, Any]:
+        """Size and speed of student and teacher, measured once, and in turn."""
+        if not self._costs:
             graphdef, _, _ = split_module(self.abstract, self.trainable, training=False)
 
-            def forward(arrays, x):
+            def student(arrays, x):
                 model = nnx.merge(graphdef, *arrays, copy=True)
                 return as_outputs(self.forward(model, {"inputs": x})).logits
 
-            self._costs["student"] = cost(forward, (params, rest), params, example)
-        return self._costs["student"]
+            models = {"student": Model(student, (params, rest), params)}
+            if (teacher := self.teacher) is not None:
 
-    def _teacher_cost(self, teacher: Teacher, example: Any) -> dict[str, Any]:
-        """Size and speed of the teacher, measured once, in the same process."""
-        if "teacher" not in self._costs:
-            params = nnx.to_pure_dict(nnx.state(teacher.module, nnx.Param))
+                def taught(state, x):
+                    return as_outputs(teacher.apply(state, {"inputs": x})).logits
 
-            def forward(state, x):
-                return as_outputs(teacher.apply(state, {"inputs": x})).logits
-
-            self._costs["teacher"] = cost(forward, teacher.state, params, example)
-        return self._costs["teacher"]
+                own = nnx.to_pure_dict(nnx.state(teacher.module, nnx.Param))
+                models["teacher"] = Model(taught, teacher.state, own)
+            self._costs = costs(models, example)
+        return self._costs
 
 
 @contextlib.contextmanager

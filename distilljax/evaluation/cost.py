@@ -119,10 +119,3 @@ def _to_teacher(name: str, rounds: dict[str, np.ndarray]) -> dict[str, float] | 
         return None
     low, median, high = np.percentile(rounds[name] / rounds["teacher"], (10, 50, 90))
     return {"median": float(median), "low": float(low), "high": float(high)}
-
-
-def cost(
-    forward: Callable[[Any, Any], Any], state: Any, params: Any, example: Any
-) -> dict[str, Any]:
-    """The `costs` of one model by itself."""
-    return costs({"model": Model(forward, state, params)}, example)["model"]
