@@ -191,8 +191,8 @@ def _rivals(
     """All teachers, and for each anchor which of them are there and not its own."""
     count = len(teacher)
     everyone = shards.gather(teacher, axis_name)
-    own = shards.first_row(count, axis_name) + jnp.arange(count)
-    present = jnp.arange(len(everyone))[None, :] != own[:, None]
+    own = jnp.arange(count, dtype=jnp.int32) + shards.first_row(count, axis_name)
+    present = jnp.arange(len(everyone), dtype=jnp.int32)[None, :] != own[:, None]
     if mask is not None:
         present &= shards.gather(mask.reshape(-1), axis_name)[None, :]
     if queue is None:
