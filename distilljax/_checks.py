@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -112,6 +113,66 @@ def check_where(function: str, where: Any, shape: tuple[int, ...]) -> None:
             f"have the shape of the result, {shape}",
             jnp.shape(where),
             "One mask value belongs to each position, without the class axis.",
+        )
+
+
+def check_features(
+    function: str, student: Any, teacher: Any, shapes: Mapping[int, str]
+) -> None:
+    """Both are floating point, of one of the ranks in ``shapes``, and not empty.
+
+    ``shapes`` says what the axes of each rank are, for the message.
+    """
+    for argument, array in (("student", student), ("teacher", teacher)):
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            fail(
+                function,
+                argument,
+                "be a floating-point array of features",
+                jnp.result_type(array),
+                "Pass hidden states or embeddings, not labels or token ids.",
+                TypeError,
+            )
+        if jnp.ndim(array) not in shapes or 0 in jnp.shape(array):
+            fail(
+                function,
+                argument,
+                f"have the shape {' or '.join(shapes.values())}, and no empty axis",
+                jnp.shape(array),
+                "Flatten or pool the other axes, and check the slice of an empty one.",
+            )
+
+
+def check_points(
+    function: str, student: Any, teacher: Any, where: Any, images: bool = False
+) -> None:
+    """Features of the same points, one mask value for each; widths may differ.
+
+    Points are the rows of [batch, width] or [batch, time, width], or, with ``images``,
+    the examples of [batch, height, width, channels].
+    """
+    shapes = {2: "[batch, width]", 3: "[batch, time, width]"}
+    if images:
+        shapes[4] = "[batch, height, width, channels]"
+    check_features(function, student, teacher, shapes)
+    shape, other = jnp.shape(student), jnp.shape(teacher)
+    lead = 1 if len(shape) == 4 else len(shape) - 1
+    if len(shape) != len(other) or shape[:lead] != other[:lead]:
+        fail(
+            function,
+            "teacher",
+            f"hold the points of student, {shape}, of any width",
+            other,
+            "The leading axes differ: check that both models saw the same batch, and "
+            "that neither drops or adds positions.",
+        )
+    if where is not None and jnp.shape(where) != shape[:lead]:
+        fail(
+            function,
+            "where",
+            f"have the shape of the points, {shape[:lead]}",
+            jnp.shape(where),
+            "One mask value belongs to each point, without its features.",
         )
 
 

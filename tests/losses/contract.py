@@ -29,16 +29,21 @@ class Kind:
     Inputs are ``lead + item``: the mask has the shape ``lead``, the axes of ``item``
     are reduced. ``leads`` are the leading shapes to accept, the first for most checks.
     The result is ``lead``, or anything (a scalar, one value per anchor) if ``coupled``.
+    ``teacher_item`` is for losses that take a teacher of another size.
     """
 
     leads: tuple[tuple[int, ...], ...]
     item: tuple[int, ...]
     coupled: bool = False
+    teacher_item: tuple[int, ...] | None = None
 
 
 POSITION = Kind(leads=((6,), (), (2, 6), (2, 1, 3)), item=(40,))
 EXAMPLE = Kind(leads=((6,),), item=(3, 4))
 BATCH = Kind(leads=((6,),), item=(40,), coupled=True)
+# Tokens first, so that most checks see a mask [batch, time].
+LOGITS = Kind(leads=((2, 4), (7,)), item=(8,), coupled=True)
+POINTS = Kind(leads=((2, 4), (7,)), item=(5,), coupled=True, teacher_item=(4,))
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 
@@ -130,8 +135,9 @@ def inputs(case: Case, lead=None, seed=0, noise=1.0):
     lead = case.kind.leads[0] if lead is None else lead
     shape = lead + case.kind.item
     rng = np.random.default_rng(seed)
-    teacher = rng.normal(size=shape) * 2
-    student = teacher + noise * rng.normal(size=shape)
+    teacher = rng.normal(size=lead + (case.kind.teacher_item or case.kind.item)) * 2
+    wider = [(0, a - b) for a, b in zip(shape, teacher.shape, strict=True)]
+    student = np.pad(teacher, wider) + noise * rng.normal(size=shape)
     if case.labelled:
         return student, rng.integers(shape[-1], size=lead)
     return student, teacher
@@ -370,7 +376,7 @@ def refuses_other_shapes(case: Case):
     """Nothing broadcasts; the message has the function, both shapes and the fix."""
     student, teacher = to_jax(case, *inputs(case))
     wrong = [(teacher[:1], "one-hot" if case.labelled else "leading axes differ")]
-    if not case.labelled:
+    if not case.labelled and case.kind.teacher_item is None:
         wrong.append((teacher[..., :-1], "last axes"))
     for other, remedy in wrong:
         with pytest.raises(ValueError, match=remedy) as caught:

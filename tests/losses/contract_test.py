@@ -14,7 +14,16 @@ from distilljax._checks import check_logits, check_where
 from distilljax.losses import _shards as shards
 from distilljax.losses._numerics import compute_dtype
 from tests.losses import contract, oracles
-from tests.losses.contract import BATCH, EXAMPLE, POSITION, UNOPTIMIZED, Case
+from tests.losses import relation_oracles as relations
+from tests.losses.contract import (
+    BATCH,
+    EXAMPLE,
+    LOGITS,
+    POINTS,
+    POSITION,
+    UNOPTIMIZED,
+    Case,
+)
 
 # Options of a loss, and flags of the suite, that several lines use or that are long.
 NORMALIZED = {"beta": 0.9, "normalized": True}
@@ -23,6 +32,12 @@ CENTERED = {"centered": True}
 ABOVE = {"zero_at_teacher": False}
 LABELS = {"labelled": True, "tempered": False}
 RAW = {"tempered": False, "shift_invariant": False}
+FEATURES = {"tempered": False, "has_classes": False, "shift_invariant": False}
+CLOUD = FEATURES | {"kind": POINTS}
+PAPER = {"include_self": False}
+SHARP = {"gamma": 1.0, "order": 3}
+CONTRASTIVE = {"temperature": 0.5}
+WEIGHTS = {"inter_weight": 0.5, "intra_weight": 3.0}
 
 # One line for each loss, and for options that change the mathematics.
 # fmt: off
@@ -39,6 +54,19 @@ CASES = [
     Case(losses.cross_entropy, oracles.ce, oracles.ce_gradient, SMOOTH, **LABELS),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, **RAW),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, CENTERED, tempered=False),
+    Case(losses.margin_mse, relations.margin_mse, relations.margin_mse_gradient, tempered=False),
+    Case(losses.dist, relations.dist, kind=LOGITS),
+    Case(losses.dist, relations.dist, options=WEIGHTS, kind=LOGITS),
+    Case(losses.rkd_distance, relations.rkd_distance, **CLOUD),
+    Case(losses.rkd_angle, relations.rkd_angle, **CLOUD),
+    Case(losses.similarity_preserving, relations.similarity_preserving, **CLOUD),
+    Case(losses.probabilistic_transfer, relations.probabilistic_transfer, **CLOUD),
+    Case(losses.probabilistic_transfer, relations.probabilistic_transfer, options=PAPER, **CLOUD),
+    Case(losses.correlation_congruence, relations.correlation_congruence, **CLOUD),
+    Case(losses.correlation_congruence, relations.correlation_congruence, options=SHARP, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding_relation, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding_relation, options=CONTRASTIVE, **CLOUD),
+    Case(losses.interchannel_correlation, relations.interchannel_correlation, kind=EXAMPLE, **FEATURES),
 ]
 # fmt: on
 
@@ -79,7 +107,6 @@ def gram_distance_oracle(student, teacher):
     return ((student @ student.T - teacher @ teacher.T) ** 2).mean()
 
 
-FEATURES = {"tempered": False, "has_classes": False, "shift_invariant": False}
 # The other two kinds of loss, so that the suite is known to carry them.
 MODELS = [
     Case(feature_distance, feature_distance_oracle, kind=EXAMPLE, **FEATURES),
