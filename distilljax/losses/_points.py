@@ -77,10 +77,10 @@ def points_of(
             rows *= size
         return shards.gather(features.reshape(rows, -1), axis_name)
 
-    points = cloud(student)
-    everywhere = jnp.ones(len(points), bool)
-    mask = everywhere if mask is None else shards.gather(mask.reshape(-1), axis_name)
-    return Points(points, cloud(jax.lax.stop_gradient(teacher)), mask)
+    ours, theirs = cloud(student), cloud(jax.lax.stop_gradient(teacher))
+    if mask is None:
+        return Points(ours, theirs, jnp.ones(len(ours), bool))
+    return Points(ours, theirs, shards.gather(mask.reshape(-1), axis_name))
 
 
 def inner(x: Float[Array, "*b n k"]) -> Float[Array, "*b n n"]:

@@ -34,7 +34,6 @@ LABELS = {"labelled": True, "tempered": False}
 RAW = {"tempered": False, "shift_invariant": False}
 FEATURES = {"tempered": False, "has_classes": False, "shift_invariant": False}
 CLOUD = FEATURES | {"kind": POINTS}
-PAPER = {"include_self": False}
 SHARP = {"gamma": 1.0, "order": 3}
 CONTRASTIVE = {"temperature": 0.5}
 WEIGHTS = {"inter_weight": 0.5, "intra_weight": 3.0}
@@ -54,19 +53,16 @@ CASES = [
     Case(losses.cross_entropy, oracles.ce, oracles.ce_gradient, SMOOTH, **LABELS),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, **RAW),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, CENTERED, tempered=False),
-    Case(losses.margin_mse, relations.margin_mse, relations.margin_mse_gradient, tempered=False),
-    Case(losses.dist, relations.dist, kind=LOGITS),
+    Case(losses.margin_mse, relations.margin, relations.margin_slope, tempered=False),
     Case(losses.dist, relations.dist, options=WEIGHTS, kind=LOGITS),
     Case(losses.rkd_distance, relations.rkd_distance, **CLOUD),
     Case(losses.rkd_angle, relations.rkd_angle, **CLOUD),
     Case(losses.similarity_preserving, relations.similarity_preserving, **CLOUD),
-    Case(losses.probabilistic_transfer, relations.probabilistic_transfer, **CLOUD),
-    Case(losses.probabilistic_transfer, relations.probabilistic_transfer, options=PAPER, **CLOUD),
-    Case(losses.correlation_congruence, relations.correlation_congruence, **CLOUD),
-    Case(losses.correlation_congruence, relations.correlation_congruence, options=SHARP, **CLOUD),
-    Case(losses.embedding_relation, relations.embedding_relation, **CLOUD),
-    Case(losses.embedding_relation, relations.embedding_relation, options=CONTRASTIVE, **CLOUD),
-    Case(losses.interchannel_correlation, relations.interchannel_correlation, kind=EXAMPLE, **FEATURES),
+    Case(losses.probabilistic_transfer, relations.pkt, **CLOUD),
+    Case(losses.correlation_congruence, relations.congruence, options=SHARP, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding, options=CONTRASTIVE, **CLOUD),
+    Case(losses.interchannel_correlation, relations.icc, kind=EXAMPLE, **FEATURES),
 ]
 # fmt: on
 

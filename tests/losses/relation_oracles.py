@@ -61,7 +61,7 @@ def similarity_preserving(student, teacher):
     return ((unit_rows(s @ s.T) - unit_rows(t @ t.T)) ** 2).mean()
 
 
-def probabilistic_transfer(student, teacher, include_self=True):
+def pkt(student, teacher, include_self=True):
     s, t = rows(student), rows(teacher)
     values = []
     for i in range(len(s)):
@@ -71,7 +71,7 @@ def probabilistic_transfer(student, teacher, include_self=True):
     return np.mean(values)
 
 
-def correlation_congruence(student, teacher, gamma=0.4, order=2):
+def congruence(student, teacher, gamma=0.4, order=2):
     def kernel(a, b):
         terms = [
             math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * c**p
@@ -83,7 +83,7 @@ def correlation_congruence(student, teacher, gamma=0.4, order=2):
     return ((matrix(rows(student), kernel) - matrix(rows(teacher), kernel)) ** 2).mean()
 
 
-def embedding_relation(student, teacher, temperature=None):
+def embedding(student, teacher, temperature=None):
     ours, theirs = matrix(rows(student), cosine), matrix(rows(teacher), cosine)
     if temperature is None:
         return ((ours - theirs) ** 2).mean()
@@ -95,7 +95,7 @@ def embedding_relation(student, teacher, temperature=None):
     return np.mean(values)
 
 
-def interchannel_correlation(student, teacher):
+def icc(student, teacher):
     values = []
     for s, t in zip(student, teacher, strict=True):
         s, t = rows(s), rows(t)
@@ -103,13 +103,13 @@ def interchannel_correlation(student, teacher):
     return np.array(values)
 
 
-def margin_mse(student, teacher):
+def margin(student, teacher):
     ours = student[..., :1] - student[..., 1:]
     theirs = teacher[..., :1] - teacher[..., 1:]
     return ((ours - theirs) ** 2).mean(axis=-1)
 
 
-def margin_mse_gradient(student, teacher):
+def margin_slope(student, teacher):
     negatives = student.shape[-1] - 1
     gaps = student[..., :1] - student[..., 1:] - (teacher[..., :1] - teacher[..., 1:])
     return np.concatenate([gaps.sum(-1, keepdims=True), -gaps], -1) * 2 / negatives
