@@ -41,7 +41,7 @@ def interchannel_correlation(
       of the two channels, which is this times the number of channels.
 
     Numerics: Computed in float32 whatever the inputs, on matrix units too. A channel
-    that is 0 everywhere correlates with none, and gets no gradient.
+    that is 0 everywhere correlates with none: its row is zeros.
 
     Example:
       >>> import jax.numpy as jnp

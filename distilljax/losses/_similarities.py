@@ -45,7 +45,7 @@ def similarity_preserving(
       was chosen. 0 for fewer than two points.
 
     Numerics: Computed in float32 whatever the inputs, on matrix units too. A point at
-    the origin is similar to nothing, and gets no gradient.
+    the origin is similar to nothing: its row is zeros.
 
     Example:
       >>> import jax.numpy as jnp
