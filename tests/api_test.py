@@ -30,7 +30,7 @@ MODULES = [
 ]
 
 # Where a reader looks a name up; other modules may stand on any page.
-PAGES = {"distilljax.losses": "losses.md"}
+PAGES = {"distilljax.losses": "*losses.md"}  # a page for each family
 
 
 # Nobody makes these by hand: the example of the function that returns one shows it.

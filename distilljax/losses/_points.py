@@ -31,7 +31,7 @@ class Points(NamedTuple):
     teacher: Float[Array, "points teacher_width"]
     mask: Bool[Array, "points"]
 
-    def count(self) -> Float[Array, ""]:
+    def num_valid(self) -> Float[Array, ""]:
         """How many points count; 1 where none does, because it divides."""
         count = jnp.sum(self.mask, dtype=jnp.int32)
         return jnp.maximum(count, 1).astype(self.student.dtype)
@@ -49,7 +49,7 @@ class Points(NamedTuple):
     ) -> Float[Array, ""]:
         """Mean over all ordered pairs that count, a point with itself included."""
         total = jnp.sum(numerics.zero_masked(values, self.pairs()))
-        return total / self.count() ** 2
+        return total / self.num_valid() ** 2
 
 
 def points_of(

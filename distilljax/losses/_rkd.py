@@ -136,7 +136,7 @@ def rkd_angle(
     corners = shards.first_row(own, axis_name) + jnp.arange(own, dtype=jnp.int32)
     sums = points.over_anchors(at_corner, corners, total * max(total, width))
     # Gathered, and not added up by psum, to keep the convention of `_shards`.
-    return jnp.sum(shards.gather(sums, axis_name)) / cloud.count() ** 3
+    return jnp.sum(shards.gather(sums, axis_name)) / cloud.num_valid() ** 3
 
 
 def _cosines_at(x: Float[Array, "n k"], corner: Int[Array, ""]) -> Float[Array, "n n"]:

@@ -36,7 +36,8 @@ def test_images_of_other_sizes_and_other_places():
 
 def test_a_dead_channel_has_a_finite_gradient():
     gradient, values = measure(STUDENT.at[..., 2].set(0))
-    assert np.all(np.isfinite(gradient)) and np.all(np.isfinite(values))
+    assert np.all(np.isfinite(gradient))
+    assert np.all(np.isfinite(values))
 
 
 @pytest.mark.parametrize(

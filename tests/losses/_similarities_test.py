@@ -49,10 +49,9 @@ def test_probabilistic_transfer_of_three_points(golden):
 def test_probabilistic_transfer_without_the_anchor_itself(golden):
     """As the equation of the paper has it; kernels 1/2 and .853553, by hand."""
     a = (1 + np.sqrt(0.5)) / 2
-    near = a / (a + 0.5)  # the student is between the others, so sees both alike
-    first = -0.5 * np.log(
-        4 * near * (1 - near)
-    )  # of (1/2, 1/2) against (1 - near, near)
+    near = a / (a + 0.5)
+    # Rows: (1/2, 1/2) against (1 - near, near), equal ones, the first the other way.
+    first = -0.5 * np.log(4 * near * (1 - near))
     last = np.log(2) + near * np.log(near) + (1 - near) * np.log(1 - near)
     np.testing.assert_allclose(golden["others"], (first + 0 + last) / 3, rtol=1e-5)
     exact = oracles.pkt(STUDENT, TEACHER, include_self=False)

@@ -242,7 +242,8 @@ def broken_case(loss, kind=POSITION):
     """One case for each, so that it is compiled once."""
     if kind is POSITION:
         return Case(loss, oracles.forward_kl, compiler_options=UNOPTIMIZED)
-    return Case(loss, feature_distance_oracle, kind=kind, **FEATURES)
+    oracle = gram_distance_oracle if kind is BATCH else feature_distance_oracle
+    return Case(loss, oracle, kind=kind, **FEATURES)
 
 
 @pytest.mark.parametrize(
