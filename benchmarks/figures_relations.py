@@ -5,7 +5,7 @@ Run it from anywhere; it writes docs/figures/relation_losses.png in a few second
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,14 @@ def surface(loss: Callable[..., jax.Array], resolution: int) -> dict[str, np.nda
     return {"ticks": ticks, "values": values, "descent": -np.asarray(gradient)}
 
 
-def draw(resolution: int = 121) -> Figure:
+def draw(surfaces: Mapping[str, dict[str, np.ndarray]]) -> Figure:
     """Six maps of the plane in which the point moves."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.4, 7.3), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(2, 3)
-        for axis, (name, loss) in zip(axes.flat, LOSSES.items(), strict=True):
-            panel(axis, name, surface(loss, resolution))
+        for axis, (name, found) in zip(axes.flat, surfaces.items(), strict=True):
+            panel(axis, name, found)
         figure.supxlabel(
             "Dots: six points that teacher and student share. Star: where the teacher "
             "has the seventh. Cross: the origin.\nShade: the loss with the student's "
@@ -111,5 +111,6 @@ def panel(axis: Axes, name: str, found: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    draw().savefig(TARGET, dpi=90)
+    surfaces = {name: surface(loss, resolution=121) for name, loss in LOSSES.items()}
+    draw(surfaces).savefig(TARGET, dpi=90)
     print(TARGET)

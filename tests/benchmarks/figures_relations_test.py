@@ -32,8 +32,7 @@ def test_each_map_is_lowest_at_the_star_or_on_its_ray(name, surfaces):
         assert cosine > 0.99
 
 
-def test_six_maps_are_drawn():
-    """At a coarse resolution: arrows, dots and shades are all there."""
-    figure = figures.draw(resolution=17)
+def test_six_maps_are_drawn(surfaces):
+    figure = figures.draw(surfaces)
     assert [axis.get_title(loc="left") for axis in figure.axes] == list(figures.LOSSES)
     figure.canvas.draw()
