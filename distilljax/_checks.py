@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -79,6 +78,59 @@ def check_logits(function: str, **arrays: Any) -> None:
         fail(function, argument, f"have the shape of {name}, {shape}", other, remedy)
 
 
+def check_features(
+    function: str, axes: str, *, any_width: bool = False, **arrays: Any
+) -> None:
+    """Every array is floating point, has the named axes, and all shapes are equal.
+
+    ``axes`` are words: "batch height width channels". A word "..." stands for any
+    number of axes. With ``any_width`` the last axes may differ.
+    """
+    names = axes.split()
+    most = np.inf if "..." in names else len(names)
+    least = len(names) - names.count("...")
+    (first, features), *others = arrays.items()
+    for argument, array in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            fail(
+                function,
+                argument,
+                "be a floating-point array of features",
+                jnp.result_type(array),
+                "Pass what a layer puts out, not labels or token ids.",
+                TypeError,
+            )
+        if not least <= jnp.ndim(array) <= most or jnp.shape(array)[-1] == 0:
+            fail(
+                function,
+                argument,
+                f"have the axes [{', '.join(names)}], the last one not empty",
+                f"the shape {jnp.shape(array)}",
+                "Reshape or transpose the features, or check the slice that made them.",
+            )
+    shape = jnp.shape(features)
+    for argument, array in others:
+        other = jnp.shape(array)
+        if other == shape or (any_width and other[:-1] == shape[:-1]):
+            continue
+        if other[:-1] == shape[:-1]:
+            remedy = (
+                f"The last axes ({names[-1]}) differ: {shape[-1]} and {other[-1]}. Map "
+                "the student's features to the teacher's with a learned projection."
+            )
+        else:
+            remedy = (
+                "The leading axes differ: check that both models saw the same batch"
+            )
+            pool = ", and average-pool the larger map, with flax.nnx.avg_pool say."
+            remedy += pool if "height" in names else "."
+        extent = f" but for {names[-1]}" if any_width else ""
+        fail(
+            function, argument, f"have the shape of {first}, {shape}{extent}", other,
+            remedy,
+        )  # fmt: skip
+
+
 def check_labels(function: str, labels: Any, shape: tuple[int, ...]) -> None:
     """Labels are class indices, one for each position."""
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
@@ -116,61 +168,27 @@ def check_where(function: str, where: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_features(
-    function: str, student: Any, teacher: Any, shapes: Mapping[int, str]
-) -> None:
-    """Both are floating point, of one of the ranks in ``shapes``, and not empty.
+def check_points(function: str, student: Any, teacher: Any, where: Any) -> None:
+    """Features of the same points, of any width, and one mask value for each point.
 
-    ``shapes`` says what the axes of each rank are, for the message.
+    Points are the rows of [batch, width] or of [batch, time, width].
     """
-    for argument, array in (("student", student), ("teacher", teacher)):
-        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            fail(
-                function,
-                argument,
-                "be a floating-point array of features",
-                jnp.result_type(array),
-                "Pass hidden states or embeddings, not labels or token ids.",
-                TypeError,
-            )
-        if jnp.ndim(array) not in shapes or 0 in jnp.shape(array):
-            fail(
-                function,
-                argument,
-                f"have the shape {' or '.join(shapes.values())}, and no empty axis",
-                jnp.shape(array),
-                "Flatten or pool the other axes, and check the slice of an empty one.",
-            )
-
-
-def check_points(
-    function: str, student: Any, teacher: Any, where: Any, images: bool = False
-) -> None:
-    """Features of the same points, one mask value for each; widths may differ.
-
-    Points are the rows of [batch, width] or [batch, time, width], or, with ``images``,
-    the examples of [batch, height, width, channels].
-    """
-    shapes = {2: "[batch, width]", 3: "[batch, time, width]"}
-    if images:
-        shapes[4] = "[batch, height, width, channels]"
-    check_features(function, student, teacher, shapes)
-    shape, other = jnp.shape(student), jnp.shape(teacher)
-    lead = 1 if len(shape) == 4 else len(shape) - 1
-    if len(shape) != len(other) or shape[:lead] != other[:lead]:
+    axes = "batch ... width"
+    check_features(function, axes, any_width=True, student=student, teacher=teacher)
+    shape = jnp.shape(student)
+    if len(shape) > 3 or 0 in shape:
         fail(
             function,
-            "teacher",
-            f"hold the points of student, {shape}, of any width",
-            other,
-            "The leading axes differ: check that both models saw the same batch, and "
-            "that neither drops or adds positions.",
+            "student",
+            "have the shape [batch, width] or [batch, time, width], no axis empty",
+            shape,
+            "Flatten or pool what is one point, and check the slice of an empty axis.",
         )
-    if where is not None and jnp.shape(where) != shape[:lead]:
+    if where is not None and jnp.shape(where) != shape[:-1]:
         fail(
             function,
             "where",
-            f"have the shape of the points, {shape[:lead]}",
+            f"have the shape of the points, {shape[:-1]}",
             jnp.shape(where),
             "One mask value belongs to each point, without its features.",
         )
@@ -204,14 +222,14 @@ def check_between(
         )
 
 
+def check_positive(function: str, argument: str, value: Any, remedy: str) -> None:
+    """A positive, finite scalar; the value of a traced one is not known yet."""
+    check_scalar(function, argument, value)
+    if is_static(value) and not 0 < np.asarray(value) < np.inf:
+        fail(function, argument, "be positive and finite", value, remedy)
+
+
 def check_temperature(function: str, temperature: Any) -> None:
     """A positive, finite scalar; the value of a traced one is not known yet."""
-    check_scalar(function, "temperature", temperature)
-    if is_static(temperature) and not 0 < np.asarray(temperature) < np.inf:
-        fail(
-            function,
-            "temperature",
-            "be positive and finite",
-            temperature,
-            "Use 1 for the models' own distributions, larger for softer ones.",
-        )
+    remedy = "Use 1 for the models' own distributions, larger for softer ones."
+    check_positive(function, "temperature", temperature, remedy)

@@ -71,12 +71,9 @@ def interchannel_correlation(
 
 def _check_channels(student: Array, teacher: Array) -> tuple[int, int]:
     """The number of examples and of channels, equal on both sides."""
-    shapes = {
-        3: "[batch, space, channels]",
-        4: "[batch, height, width, channels]",
-        5: "[batch, time, height, width, channels]",
-    }
-    check_features("interchannel_correlation", student, teacher, shapes)
+    axes = "batch space ... channels"  # one by one: the space may differ
+    check_features("interchannel_correlation", axes, student=student)
+    check_features("interchannel_correlation", axes, teacher=teacher)
     shape, other = jnp.shape(student), jnp.shape(teacher)
     if shape[0] != other[0] or shape[-1] != other[-1]:
         if shape[-1] != other[-1]:

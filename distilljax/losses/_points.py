@@ -58,24 +58,16 @@ def points_of(
     teacher: Array,
     where: Array | None,
     axis_name: AxisName | None,
-    images: bool = False,
 ) -> Points:
-    """Checked features as points: rows of [batch, width] or [batch, time, width].
-
-    With ``images`` each example of [batch, height, width, channels] is one point.
-    """
-    check_points(function, student, teacher, where, images)
+    """Checked features as points: rows of [batch, width] or [batch, time, width]."""
+    check_points(function, student, teacher, where)
     dtype = numerics.compute_dtype(student, teacher)
-    lead = 1 if jnp.ndim(student) == 4 else jnp.ndim(student) - 1
     mask = numerics.as_mask(where)
 
     def cloud(features: Array) -> Float[Array, "points _"]:
         features = jnp.asarray(features).astype(dtype)
-        features = numerics.zero_masked(features, mask, features.ndim - lead)
-        rows = 1
-        for size in features.shape[:lead]:
-            rows *= size
-        return shards.gather(features.reshape(rows, -1), axis_name)
+        features = numerics.zero_masked(features, mask, trailing=1)
+        return shards.gather(features.reshape(-1, features.shape[-1]), axis_name)
 
     ours, theirs = cloud(student), cloud(jax.lax.stop_gradient(teacher))
     if mask is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from distilljax._checks import check_scalar, check_temperature, fail, is_static
+from distilljax._checks import check_positive, check_temperature, fail
 from distilljax.losses import _points as points
 from distilljax.losses._shards import AxisName
 from distilljax.typing import Scalar
@@ -57,8 +57,11 @@ def similarity_preserving(
     Reference: Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019,
     arXiv 1907.09682, equations 1 to 4.
     """
+    student, teacher = (
+        x.reshape(x.shape[0], -1) if x.ndim == 4 else x for x in (student, teacher)
+    )
     cloud = points.points_of(
-        "similarity_preserving", student, teacher, where, axis_name, images=True
+        "similarity_preserving", student, teacher, where, axis_name
     )
     ours = points.unit(points.inner(cloud.student))
     theirs = points.unit(points.inner(cloud.teacher))
@@ -175,7 +178,9 @@ def correlation_congruence(
     cloud = points.points_of(
         "correlation_congruence", student, teacher, where, axis_name
     )
-    _check_kernel(gamma, order)
+    check_positive("correlation_congruence", "gamma", gamma, "0.4 is the paper's.")
+    if order < 1:
+        fail("correlation_congruence", "order", "be at least 1", order, "2 is usual.")
     sharpness = 2 * jnp.asarray(gamma).astype(cloud.student.dtype)
 
     def kernel(x: Float[Array, "n k"]) -> Float[Array, "n n"]:
@@ -186,16 +191,6 @@ def correlation_congruence(
         return jnp.exp(-sharpness) * total
 
     return cloud.mean_over_pairs((kernel(cloud.student) - kernel(cloud.teacher)) ** 2)
-
-
-def _check_kernel(gamma: Scalar, order: int) -> None:
-    check_scalar("correlation_congruence", "gamma", gamma)
-    if is_static(gamma) and not 0 < float(gamma) < float("inf"):
-        rule, remedy = "be positive and finite", "0.4 is the paper's value."
-        fail("correlation_congruence", "gamma", rule, gamma, remedy)
-    if order < 1:
-        rule, remedy = "be at least 1", "2 is the paper's value."
-        fail("correlation_congruence", "order", rule, order, remedy)
 
 
 def embedding_relation(

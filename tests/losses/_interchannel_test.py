@@ -45,7 +45,7 @@ def test_a_dead_channel_has_a_finite_gradient():
     [
         (TEACHER[..., :4], "project the student's features"),
         (TEACHER[:1], "both models saw one batch"),
-        (TEACHER[0, 0], r"\[batch, height, width, channels\]"),
+        (TEACHER[0, 0], r"\[batch, space, ..., channels\]"),
     ],
 )
 def test_other_channels_and_examples_are_refused(teacher, remedy):

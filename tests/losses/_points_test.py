@@ -140,11 +140,11 @@ def test_a_few_anchors_at_a_time_are_all_anchors(monkeypatch):
 @pytest.mark.parametrize(
     ("student", "teacher", "rule"),
     [
-        ((6,), (6,), r"the shape \[batch, width\] or \[batch, time, width\]"),
-        ((2, 3, 4, 5), (2, 3, 4, 5), r"the shape \[batch, width\] or"),
-        ((0, 5), (0, 5), "no empty axis"),
-        ((2, 3, 5), (6, 5), "hold the points of student"),
-        ((2, 3, 5), (2, 4, 5), "hold the points of student"),
+        ((6,), (6,), r"have the axes \[batch, ..., width\]"),
+        ((2, 3, 4, 5), (2, 3, 4, 5), r"the shape \[batch, width\] or \[batch, time"),
+        ((0, 5), (0, 5), "no axis empty"),
+        ((2, 3, 5), (6, 5), "have the shape of student"),
+        ((2, 3, 5), (2, 4, 5), "have the shape of student"),
     ],
 )
 def test_features_of_no_cloud_are_refused(student, teacher, rule):
