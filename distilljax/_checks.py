@@ -168,6 +168,32 @@ def check_where(function: str, where: Any, shape: tuple[int, ...]) -> None:
         )
 
 
+def check_points(function: str, student: Any, teacher: Any, where: Any) -> None:
+    """Features of the same points, of any width, and one mask value for each point.
+
+    Points are the rows of [batch, width] or of [batch, time, width].
+    """
+    axes = "batch ... width"
+    check_features(function, axes, any_width=True, student=student, teacher=teacher)
+    shape = jnp.shape(student)
+    if len(shape) > 3 or 0 in shape:
+        fail(
+            function,
+            "student",
+            "have the shape [batch, width] or [batch, time, width], no axis empty",
+            shape,
+            "Flatten or pool what is one point, and check the slice of an empty axis.",
+        )
+    if where is not None and jnp.shape(where) != shape[:-1]:
+        fail(
+            function,
+            "where",
+            f"have the shape of the points, {shape[:-1]}",
+            jnp.shape(where),
+            "One mask value belongs to each point, without its features.",
+        )
+
+
 def check_scalar(function: str, argument: str, value: Any) -> None:
     """One number, not an array of them."""
     if jnp.ndim(value) != 0:

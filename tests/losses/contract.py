@@ -45,6 +45,9 @@ EXAMPLE = Kind(leads=((6,),), item=(3, 4))
 IMAGE = Kind(leads=((6,),), item=(2, 3, 4))
 BATCH = Kind(leads=((6,),), item=(40,), coupled=True)
 ROWS = Kind(leads=((6,), (2, 3)), item=(40,), coupled=True)
+# Tokens first, so that most checks see a mask [batch, time].
+LOGITS = Kind(leads=((2, 4), (7,)), item=(8,), coupled=True)
+POINTS = Kind(leads=((2, 4), (7,)), item=(5,), coupled=True)
 SEQUENCE = Kind(leads=((2, 4), (1, 4), (3, 2)), item=(8,), whole=True)
 
 

@@ -15,10 +15,13 @@ from distilljax.losses import _shards as shards
 from distilljax.losses._numerics import compute_dtype
 from tests.losses import contract, oracles
 from tests.losses import feature_oracles as of
+from tests.losses import relation_oracles as relations
 from tests.losses.contract import (
     BATCH,
     EXAMPLE,
     IMAGE,
+    LOGITS,
+    POINTS,
     POSITION,
     ROWS,
     SEQUENCE,
@@ -46,6 +49,10 @@ ATTENTION = FEATURES | {"kind": SEQUENCE, "spread": 0.5}
 RELATION = ATTENTION | {"any_width": True, "options": {"num_relation_heads": 2}}
 SCORES = ATTENTION | {"pack": of.scores_of}
 SCALES = {"raw_scale": jnp.array(of.RAW_SCALES, jnp.float32)}
+CLOUD = FEATURES | {"kind": POINTS, "any_width": True}
+SHARP = {"gamma": 1.0, "order": 3}
+CONTRASTIVE = {"temperature": 0.5}
+WEIGHTS = {"inter_weight": 0.5, "intra_weight": 3.0}
 
 # One line for each loss, and for options that change the mathematics.
 # fmt: off
@@ -73,6 +80,16 @@ CASES = [
     Case(losses.contrastive, of.contrastive, **CROWD),
     Case(losses.attention_relation, of.attention_relation, **RELATION),
     Case(losses.attention_map_kl, of.attention_map_kl, **SCORES),
+    Case(losses.margin_mse, relations.margin, relations.margin_slope, tempered=False),
+    Case(losses.dist, relations.dist, options=WEIGHTS, kind=LOGITS),
+    Case(losses.rkd_distance, relations.rkd_distance, **CLOUD),
+    Case(losses.rkd_angle, relations.rkd_angle, **CLOUD),
+    Case(losses.similarity_preserving, relations.similarity_preserving, **CLOUD),
+    Case(losses.probabilistic_transfer, relations.pkt, **CLOUD),
+    Case(losses.correlation_congruence, relations.congruence, options=SHARP, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding, options=CONTRASTIVE, **CLOUD),
+    Case(losses.interchannel_correlation, relations.icc, kind=EXAMPLE, **FEATURES),
 ]
 # fmt: on
 
@@ -203,6 +220,12 @@ def mixes_examples(student, teacher, *, where=None):
     return jnp.roll(values, 1)
 
 
+def counts_the_padding(student, teacher, *, where=None):
+    """The padding makes no difference, but pairs with it are in the mean."""
+    student, teacher = masked_features(student, teacher, where)
+    return gram_distance(student, teacher)
+
+
 def relation(student, teacher, num_relation_heads, where=None):
     return losses.attention_relation(
         student, teacher, num_relation_heads=num_relation_heads, where=where
@@ -263,6 +286,7 @@ BROKEN = [
     (compares_raw_logits, contract.ignores_a_shift, POSITION),
     (forgets_the_empty_batch, contract.is_zero_under_an_empty_mask, EXAMPLE),
     (mixes_examples, contract.matches_the_oracle, EXAMPLE),
+    (counts_the_padding, contract.matches_the_oracle, BATCH),
     (mixes_examples, contract.keeps_examples_apart, EXAMPLE),
     (mixes_batch_and_time, contract.keeps_examples_apart, SEQUENCE),
     (attends_to_padding, contract.matches_the_oracle, SEQUENCE),
@@ -279,7 +303,8 @@ def broken_case(loss, kind=POSITION):
         return Case(loss, oracles.forward_kl, compiler_options=UNOPTIMIZED)
     if kind is SEQUENCE:
         return Case(loss, of.attention_relation, **RELATION)
-    return Case(loss, feature_distance_oracle, **FEATURES | {"kind": kind})
+    oracle = gram_distance_oracle if kind is BATCH else feature_distance_oracle
+    return Case(loss, oracle, **FEATURES | {"kind": kind})
 
 
 @pytest.mark.parametrize(
