@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -26,6 +27,12 @@ def is_static(x: Any) -> bool:
     return not isinstance(x, Tracer)
 
 
+_OTHER_BATCH = (
+    "The leading axes differ: check that both models saw the same batch, and that "
+    "neither drops or adds positions."
+)
+
+
 def check_logits(function: str, **arrays: Any) -> None:
     """Every array is floating point and has a class axis, and all shapes are equal.
 
@@ -34,6 +41,16 @@ def check_logits(function: str, **arrays: Any) -> None:
     """
     (name, first), *others = arrays.items()
     for argument, array in arrays.items():
+        if dataclasses.is_dataclass(array):
+            fail(
+                function,
+                argument,
+                "be a dense array of logits",
+                type(array).__name__,
+                "This loss needs all classes; divergences such as forward_kl take a "
+                "sparse teacher.",
+                TypeError,
+            )
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
             fail(
                 function,
@@ -71,10 +88,7 @@ def check_logits(function: str, **arrays: Any) -> None:
                 "models were made for the same classes."
             )
         else:
-            remedy = (
-                "The leading axes differ: check that both models saw the same batch, "
-                "and that neither drops or adds positions."
-            )
+            remedy = _OTHER_BATCH
         fail(function, argument, f"have the shape of {name}, {shape}", other, remedy)
 
 
@@ -129,6 +143,16 @@ def check_features(
             function, argument, f"have the shape of {first}, {shape}{extent}", other,
             remedy,
         )  # fmt: skip
+
+
+def check_unequal_logits(function: str, student: Any, teacher: Any) -> None:
+    """Two arrays of logits that may differ in their number of classes alone."""
+    check_logits(function, student=student)
+    check_logits(function, teacher=teacher)
+    shape, other = jnp.shape(student), jnp.shape(teacher)
+    if other[:-1] != shape[:-1]:
+        rule = f"have the leading axes of student, {shape}"
+        fail(function, "teacher", rule, other, _OTHER_BATCH)
 
 
 def check_labels(function: str, labels: Any, shape: tuple[int, ...]) -> None:
@@ -227,6 +251,19 @@ def check_positive(function: str, argument: str, value: Any, remedy: str) -> Non
     check_scalar(function, argument, value)
     if is_static(value) and not 0 < np.asarray(value) < np.inf:
         fail(function, argument, "be positive and finite", value, remedy)
+
+
+def check_finite(function: str, argument: str, value: Any) -> None:
+    """A finite scalar; the value of a traced one is not known yet."""
+    check_scalar(function, argument, value)
+    if is_static(value) and not np.isfinite(np.asarray(value)):
+        fail(
+            function,
+            argument,
+            "be finite",
+            value,
+            "Check the value in the config or the call.",
+        )
 
 
 def check_temperature(function: str, temperature: Any) -> None:

@@ -32,7 +32,7 @@ def value_at(value: float | Schedule, batch: Batch) -> Any:
     return value(batch["step"]) if callable(value) else value
 
 
-def _logits(function: str, outputs: Outputs | None, whose: str) -> Array:
+def _logits(function: str, outputs: Outputs | None, whose: str) -> Any:
     if outputs is None or outputs.logits is None:
         fail(
             function,

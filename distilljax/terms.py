@@ -150,7 +150,13 @@ def diagnostics(
     metrics = {"student_entropy": mean(losses.soft_cross_entropy(z, z))}
     if (labels := batch.get("labels")) is not None and labels.shape == positions:
         metrics["accuracy"] = mean((top_z == labels).astype(jnp.float32))
-    if v is not None and v.shape == z.shape:
+    if isinstance(v, losses.SparseLogits):
+        best = jnp.argmax(v.log_probs, axis=-1)[..., None]
+        top_v = jnp.take_along_axis(v.ids, best, axis=-1)[..., 0]
+        metrics["agreement"] = mean((top_z == top_v).astype(jnp.float32))
+        if 1.0 in v.temperatures:  # of the tail bucket, so at most the dense one
+            metrics["kl"] = mean(losses.forward_kl(z, v))
+    elif v is not None and getattr(v, "shape", None) == z.shape:
         agree = (top_z == jnp.argmax(v, axis=-1)).astype(jnp.float32)
         metrics["agreement"] = mean(agree)
         metrics["kl"] = mean(losses.forward_kl(z, v))

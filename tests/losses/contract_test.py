@@ -53,6 +53,46 @@ CLOUD = FEATURES | {"kind": POINTS, "any_width": True}
 SHARP = {"gamma": 1.0, "order": 3}
 CONTRASTIVE = {"temperature": 0.5}
 WEIGHTS = {"inter_weight": 0.5, "intra_weight": 3.0}
+WEIGHED = {"surrogate": True}
+ORDER = {"options": {"margin": 0.0}, "tempered": False}
+UNEQUAL = {"unequal_classes": True}
+
+
+def labelled_by_the_teacher(student, teacher, *, temperature=1.0, where=None):
+    """`decoupled_kd` with labels made here: the likeliest of the first five classes."""
+    check_logits("labelled_by_the_teacher", student=student, teacher=teacher)
+    check_where("labelled_by_the_teacher", where, student.shape[:-1])
+    labels = jnp.argmax(teacher[..., :5], axis=-1)
+    return losses.decoupled_kd(
+        student, teacher, labels=labels, temperature=temperature, where=where
+    )
+
+
+def dkd_oracle(student, teacher, temperature=1.0):
+    labels = np.argmax(teacher[..., :5], axis=-1)
+    return oracles.dkd(student, teacher, labels, temperature)
+
+
+def dkd_gradient(student, teacher, temperature=1.0):
+    labels = np.argmax(teacher[..., :5], axis=-1)
+    return oracles.dkd_gradient(student, teacher, labels, temperature)
+
+
+def standardized_kl(student, teacher, *, temperature=1.0, where=None):
+    """What `standardize_logits` is for."""
+    check_logits("standardized_kl", student=student, teacher=teacher)
+    check_where("standardized_kl", where, student.shape[:-1])
+    z, v = (losses.standardize_logits(x, where=where) for x in (student, teacher))
+    return losses.forward_kl(z, v, temperature=temperature, where=where)
+
+
+def sparse_kl(student, teacher, *, temperature=1.0, where=None):
+    """`forward_kl` of the teacher's eight best classes and the tail bucket."""
+    check_logits("sparse_kl", student=student, teacher=teacher)
+    check_where("sparse_kl", where, student.shape[:-1])
+    sparse = losses.SparseLogits.top_k(teacher, 8, (1.0, 1.7, 2.0, 2.5, 3.0))
+    return losses.forward_kl(student, sparse, temperature=temperature, where=where)
+
 
 # One line for each loss, and for options that change the mathematics.
 # fmt: off
@@ -90,6 +130,13 @@ CASES = [
     Case(losses.embedding_relation, relations.embedding, **CLOUD),
     Case(losses.embedding_relation, relations.embedding, options=CONTRASTIVE, **CLOUD),
     Case(losses.interchannel_correlation, relations.icc, kind=EXAMPLE, **FEATURES),
+    Case(losses.adaptive_kl, oracles.akl, oracles.akl_gradient, **WEIGHED),
+    Case(losses.alpha_beta, oracles.ab, oracles.ab_gradient),
+    Case(losses.hinge_ranking, oracles.hinge, oracles.hinge_gradient, **ORDER),
+    Case(losses.universal_logit, oracles.uld, oracles.uld_gradient, **UNEQUAL),
+    Case(labelled_by_the_teacher, dkd_oracle, dkd_gradient),
+    Case(standardized_kl, oracles.standard_kl, oracles.standard_kl_gradient),
+    Case(sparse_kl, oracles.bucket_kl, oracles.bucket_kl_gradient),
 ]
 # fmt: on
 
@@ -320,6 +367,24 @@ def test_the_contract_catches(loss, check, kind):
     )
     with pytest.raises(failures):
         check(broken_case(loss, kind))
+
+
+def pads_with_zero_logits(student, teacher, *, temperature=1.0, where=None):
+    """A logit of 0 is a class, and a likely one: what is not there is at -inf."""
+    classes = max(student.shape[-1], teacher.shape[-1])
+    student, teacher = (
+        jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, classes - x.shape[-1])])
+        for x in (student, teacher)
+    )
+    return losses.universal_logit(
+        student, teacher, temperature=temperature, where=where
+    )
+
+
+def test_the_contract_catches_zeros_in_the_place_of_missing_classes():
+    case = Case(pads_with_zero_logits, oracles.uld, **UNEQUAL)
+    with pytest.raises(AssertionError):
+        contract.takes_unequal_classes(case)
 
 
 def test_float64_oracle_of_the_contract_is_the_formula():
