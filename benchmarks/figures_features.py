@@ -107,13 +107,10 @@ def measure() -> Float[np.ndarray, "losses transformations"]:
     students = [unrelated, teacher]
     students += [change(teacher) for change in TRANSFORMATIONS.values()]
 
-    @jax.jit
-    def values(students: list[Images]) -> Array:
-        return jnp.array(
-            [[loss(s, teacher).mean() for s in students] for loss in LOSSES.values()]
-        )
+    def values(student: Images) -> Array:
+        return jnp.stack([loss(student, teacher).mean() for loss in LOSSES.values()])
 
-    far, best, *moved = np.asarray(values(students)).T
+    far, best, *moved = np.asarray(jax.jit(jax.vmap(values))(jnp.stack(students)))
     return np.stack([(value - best) / (far - best) for value in moved], axis=1)
 
 

@@ -71,7 +71,8 @@ class MemoryQueue:
           teacher: Features [*batch, width]; their directions are stored, detached.
           where: Mask [*batch]; rows where it is false are not stored.
           axis_name: As in `contrastive`: the rows of all shards are stored, in the
-            order of the batch, and every shard returns the same queue.
+            order of the batch, and every shard returns the same queue. Outside
+            `jax.shard_map`, where the batch is whole, it is not needed.
         """
         name = "MemoryQueue.update"
         check_features(name, features.ANY, teacher=teacher)

@@ -117,10 +117,25 @@ def test_activation_boundary_sees_the_teachers_sign_only():
             losses.activation_boundary(TEACHER, TEACHER, margin=bad)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [losses.attention_transfer, losses.neuron_selectivity, losses.activation_boundary],
-)
+MAPS = [
+    losses.attention_transfer,
+    losses.neuron_selectivity,
+    losses.activation_boundary,
+    lambda s, t, where=None: losses.flow_of_solution((s, -s), (t, t), where=where),
+]
+
+
+@pytest.mark.parametrize("loss", MAPS)
+def test_the_mask_is_over_images_where_all_axes_are_equal(loss):
+    """A mask that broadcast from the right would take out the second channel."""
+    student, teacher = STUDENT[:, :2, :2], TEACHER[:, :2, :2, :2]
+    whole = loss(student, teacher)
+    values = loss(student, teacher, where=jnp.array([True, False]))
+    np.testing.assert_allclose(values, whole * jnp.array([1.0, 0.0]), rtol=1e-6)
+    assert whole[1] != 0
+
+
+@pytest.mark.parametrize("loss", MAPS[:3])
 def test_maps_of_other_sizes_are_not_pooled_in_silence(loss):
     with pytest.raises(ValueError, match=loss.__name__):
         loss(STUDENT, STUDENT[:, ::2])

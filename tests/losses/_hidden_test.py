@@ -66,6 +66,16 @@ def test_padding_moves_nothing():
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
+@pytest.mark.parametrize("loss", [losses.hidden_mse, losses.hidden_cosine])
+def test_the_mask_is_over_positions_where_width_and_batch_are_equal(loss):
+    """A mask that broadcast from the right would take out the second channel."""
+    student = jnp.eye(3)
+    whole = loss(student, TEACHER)
+    values = loss(student, TEACHER, where=jnp.array([True, False, True]))
+    np.testing.assert_array_equal(values, whole.at[1].set(0))
+    assert whole[1] > 0
+
+
 def test_other_widths_need_a_projection():
     with pytest.raises(ValueError, match=r"3 and 2\. Map the student's") as error:
         losses.hidden_mse(TEACHER, TEACHER[:, :2])
