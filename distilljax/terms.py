@@ -21,7 +21,8 @@ class Outputs:
     """What a model says about a batch.
 
     Attributes:
-      logits: Unnormalised log-probabilities, floating point, [batch, ..., classes].
+      logits: Unnormalised log-probabilities, floating point, [batch, ..., classes]; a
+        teacher's may be `losses.SparseLogits` or `losses.SampledLogits`.
       features: Named intermediate arrays, for losses that compare them.
 
     Example:
