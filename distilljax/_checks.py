@@ -78,6 +78,59 @@ def check_logits(function: str, **arrays: Any) -> None:
         fail(function, argument, f"have the shape of {name}, {shape}", other, remedy)
 
 
+def check_features(
+    function: str, axes: str, *, any_width: bool = False, **arrays: Any
+) -> None:
+    """Every array is floating point, has the named axes, and all shapes are equal.
+
+    ``axes`` are words: "batch height width channels". A word "..." stands for any
+    number of axes. With ``any_width`` the last axes may differ.
+    """
+    names = axes.split()
+    most = np.inf if "..." in names else len(names)
+    least = len(names) - names.count("...")
+    (first, features), *others = arrays.items()
+    for argument, array in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            fail(
+                function,
+                argument,
+                "be a floating-point array of features",
+                jnp.result_type(array),
+                "Pass what a layer puts out, not labels or token ids.",
+                TypeError,
+            )
+        if not least <= jnp.ndim(array) <= most or jnp.shape(array)[-1] == 0:
+            fail(
+                function,
+                argument,
+                f"have the axes [{', '.join(names)}], the last one not empty",
+                f"the shape {jnp.shape(array)}",
+                "Reshape or transpose the features, or check the slice that made them.",
+            )
+    shape = jnp.shape(features)
+    for argument, array in others:
+        other = jnp.shape(array)
+        if other == shape or (any_width and other[:-1] == shape[:-1]):
+            continue
+        if other[:-1] == shape[:-1]:
+            remedy = (
+                f"The last axes ({names[-1]}) differ: {shape[-1]} and {other[-1]}. Map "
+                "the student's features to the teacher's with a learned projection."
+            )
+        else:
+            remedy = (
+                "The leading axes differ: check that both models saw the same batch"
+            )
+            pool = ", and average-pool the larger map, with flax.nnx.avg_pool say."
+            remedy += pool if "height" in names else "."
+        extent = f" but for {names[-1]}" if any_width else ""
+        fail(
+            function, argument, f"have the shape of {first}, {shape}{extent}", other,
+            remedy,
+        )  # fmt: skip
+
+
 def check_labels(function: str, labels: Any, shape: tuple[int, ...]) -> None:
     """Labels are class indices, one for each position."""
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
@@ -143,14 +196,14 @@ def check_between(
         )
 
 
+def check_positive(function: str, argument: str, value: Any, remedy: str) -> None:
+    """A positive, finite scalar; the value of a traced one is not known yet."""
+    check_scalar(function, argument, value)
+    if is_static(value) and not 0 < np.asarray(value) < np.inf:
+        fail(function, argument, "be positive and finite", value, remedy)
+
+
 def check_temperature(function: str, temperature: Any) -> None:
     """A positive, finite scalar; the value of a traced one is not known yet."""
-    check_scalar(function, "temperature", temperature)
-    if is_static(temperature) and not 0 < np.asarray(temperature) < np.inf:
-        fail(
-            function,
-            "temperature",
-            "be positive and finite",
-            temperature,
-            "Use 1 for the models' own distributions, larger for softer ones.",
-        )
+    remedy = "Use 1 for the models' own distributions, larger for softer ones."
+    check_positive(function, "temperature", temperature, remedy)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from tests.losses import oracles
 
@@ -65,6 +66,11 @@ class Case:
     def __str__(self) -> str:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return self.loss.__name__ + (f"({options})" if options else "")
+
+    @property
+    def gathers(self) -> bool:
+        """It meets the examples of other shards when it is told the axis."""
+        return "axis_name" in inspect.signature(self.loss).parameters
 
     def keywords(self, temperature):
         tempered = {"temperature": temperature} if self.tempered else {}
@@ -325,6 +331,41 @@ def maps_over_a_batch(case: Case):
         np.testing.assert_allclose(gradient[row], one_gradient, rtol=1e-4, atol=1e-6)
 
 
+def is_the_same_on_eight_devices(case: Case):
+    """Values and gradients, with a mask that leaves unequal counts on the shards.
+
+    A scalar comes back the same from every shard, values per anchor in their order.
+    """
+    lead = (16, *case.kind.leads[0][1:])
+    arrays = to_jax(case, *inputs(case, lead))
+    mask = jnp.asarray(np.random.default_rng(7).random(lead) < 0.6)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = PartitionSpec("data")
+
+    def local(student, teacher, mask):
+        keywords = case.keywords(1.0)
+        values = case.loss(student, teacher, where=mask, axis_name="data", **keywords)
+        return jnp.atleast_1d(values)
+
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=split)
+
+    def both(student, teacher):
+        alone, pull = jax.vjp(lambda z: case.call(z, teacher, mask), student)
+        values, pull_sharded = jax.vjp(lambda z: sharded(z, teacher, mask), student)
+        weights = weights_of(alone)
+        if alone.ndim:
+            return alone, values, pull(weights), pull_sharded(weights)
+        share = jnp.full_like(values, 1 / 8)
+        return alone, values, pull(weights), pull_sharded(share)
+
+    both = jax.jit(both, compiler_options=UNOPTIMIZED)
+    alone, values, (slope,), (gradient,) = both(*arrays)
+    expected = np.broadcast_to(alone, values.shape)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    assert np.any(slope)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
 def refuses_other_shapes(case: Case):
     """Nothing broadcasts; the message has the function, both shapes and the fix."""
     student, teacher = to_jax(case, *inputs(case))
@@ -396,4 +437,6 @@ def checks_of(case: Case) -> list[Callable[[Case], None]]:
         checks.append(ignores_a_shift)
     if case.tempered:
         checks.append(takes_a_traced_temperature)
+    if case.gathers:
+        checks.append(is_the_same_on_eight_devices)
     return checks

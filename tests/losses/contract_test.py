@@ -11,6 +11,7 @@ import pytest
 
 from distilljax import losses
 from distilljax._checks import check_logits, check_where
+from distilljax.losses import _shards as shards
 from distilljax.losses._numerics import compute_dtype
 from tests.losses import contract, oracles
 from tests.losses.contract import BATCH, EXAMPLE, POSITION, UNOPTIMIZED, Case
@@ -50,15 +51,15 @@ def feature_distance(student, teacher, *, where=None):
     return jnp.mean((student - jax.lax.stop_gradient(teacher)) ** 2, axis=(1, 2))
 
 
-def gram_distance(student, teacher, *, where=None):
+def gram_distance(student, teacher, *, where=None, axis_name=None):
     """An honest batch-coupled loss: how much the inner products differ."""
     check_where("gram_distance", where, student.shape[:1])
     check_logits("gram_distance", student=student, teacher=teacher)
-    z, v = masked_features(student, teacher, where)
-    v = jax.lax.stop_gradient(v)
-    pairs = student.shape[0] ** 2 if where is None else jnp.maximum(where.sum() ** 2, 1)
+    where = jnp.ones(len(student), bool) if where is None else where
+    z, v = masked_features(student, jax.lax.stop_gradient(teacher), where)
+    z, v, where = (shards.gather(x, axis_name) for x in (z, v, where))
     total = jnp.sum((z @ z.T - v @ v.T) ** 2)
-    return total / jnp.asarray(pairs).astype(total.dtype)
+    return total / jnp.maximum(where.sum() ** 2, 1).astype(total.dtype)
 
 
 def masked_features(student, teacher, where):
@@ -169,6 +170,18 @@ def mixes_examples(student, teacher, *, where=None):
     return jnp.roll(values, 1)
 
 
+def detaches_the_other_shards(student, teacher, *, where=None, axis_name=None):
+    """The value is right; a shard learns from the pairs that it starts only."""
+    others = shards.gather(jax.lax.stop_gradient(student), axis_name)
+    first = shards.first_row(len(student), axis_name)
+    everyone = jax.lax.dynamic_update_slice(others, student, (first, 0))
+    return jnp.mean((student @ everyone.T) ** 2, axis=-1)
+
+
+def forgets_the_other_shards(student, teacher, *, where=None, axis_name=None):
+    return gram_distance(student, teacher, where=where)
+
+
 BROKEN = [
     (multiplies_by_the_mask, contract.is_blind_to_masked_positions, POSITION),
     (masks_only_the_values, contract.is_blind_to_masked_positions, POSITION),
@@ -189,6 +202,8 @@ BROKEN = [
     (compares_raw_logits, contract.ignores_a_shift, POSITION),
     (forgets_the_empty_batch, contract.is_zero_under_an_empty_mask, EXAMPLE),
     (mixes_examples, contract.matches_the_oracle, EXAMPLE),
+    (forgets_the_other_shards, contract.is_the_same_on_eight_devices, BATCH),
+    (detaches_the_other_shards, contract.is_the_same_on_eight_devices, BATCH),
 ]
 
 
