@@ -12,14 +12,25 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from flax import nnx
 from flax.errors import TraceContextError
 
 from distilljax._checks import fail
-from distilljax._functional import Batch, Forward, default_teacher_forward
+from distilljax._functional import (
+    Apply,
+    Batch,
+    Forward,
+    PyTree,
+    default_teacher_forward,
+    module_apply,
+    module_infer,
+    pytree_apply,
+    pytree_infer,
+)
+from distilljax._objective import features_of
 from distilljax.terms import Outputs, as_outputs
 
 # The entry under which a module's own output is noted; others are what it sows.
@@ -96,6 +107,29 @@ def teacher_with_features(
     elif forward is not None:
         forward = require_features(forward, names, "teacher")
     return teacher, forward
+
+
+class Student(NamedTuple):
+    """The student as pure functions: in training, and its average in inference."""
+
+    apply: Apply
+    infer: Callable[[PyTree, PyTree, Batch], Any]
+
+
+def bind_student(
+    graphdef: nnx.GraphDef | None, trainable: Any, forward: Forward, objective: Any
+) -> Student:
+    """The student with the features of an objective; a pytree if there is no graph."""
+    names, average = (features_of(objective, whose) for whose in ("student", "average"))
+    if graphdef is None:
+        return Student(
+            require_features(pytree_apply(forward), names, "student"),
+            require_features(pytree_infer(forward), average, "student"),
+        )
+    return Student(
+        module_apply(graphdef, trainable, with_features(forward, names)),
+        module_infer(graphdef, with_features(forward, average)),
+    )
 
 
 def require_features(
@@ -209,7 +243,7 @@ def _feature(
                 stacked = _single(name, found[key], whose)
                 if index < _num_layers(modules[stack]) == stacked.shape[0]:
                     return stacked[index]
-    _not_found(name, found, modules, whose)
+    return _not_found(name, found, modules, whose)
 
 
 def _not_found(
@@ -269,4 +303,4 @@ def _single(name: str, notes: Any, whose: str) -> jax.Array:
     return value
 
 
-__all__ = ["require_features", "teacher_with_features", "with_features"]
+__all__ = ["Student", "bind_student", "teacher_with_features", "with_features"]

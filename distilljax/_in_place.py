@@ -39,7 +39,7 @@ class Projected(nnx.Module):
       ... )
       >>> student = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
       >>> both = Projected(student, objective, rngs=nnx.Rngs(1))
-      >>> both.student is student, nnx.state(both.objective)["out"]["kernel"].shape
+      >>> both.student is student, both.objective["out"]["projection"]["kernel"].shape
       (True, (4, 8))
     """
 

@@ -12,7 +12,7 @@ next_state(state, seen) -> state       once per update; `seen` is stacked over t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from distilljax._checks import fail
 from distilljax._functional import Batch, PyTree
-from distilljax.terms import Outputs, Teacher, Term
+from distilljax.terms import Outputs, Teacher
 
 Objective = Callable[..., Any]
 
@@ -62,7 +62,7 @@ def evaluate(
     batch: Batch,
     params: PyTree = None,
     state: PyTree = None,
-) -> tuple[Mapping[str, Term], PyTree]:
+) -> tuple[Any, PyTree]:
     """Its terms, and what its state is to learn from this batch (None without one)."""
     own = {} if params is None else {"params": params}
     if state is None:

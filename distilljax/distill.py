@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +25,14 @@ from flax import nnx
 from jaxtyping import Array
 
 from distilljax import _objective
-from distilljax._capture import (
-    require_features,
-    teacher_with_features,
-    with_features,
-)
+from distilljax._capture import Student, bind_student, teacher_with_features
 from distilljax._functional import (
-    Apply,
     Batch,
     Forward,
     PyTree,
     cast_floating,
     default_forward,
     freeze,
-    module_apply,
-    module_infer,
-    pytree_apply,
-    pytree_infer,
     shard_as_batch,
     split_batch,
     split_module,
@@ -59,13 +50,6 @@ from distilljax.terms import (
     refuse_reserved_names,
 )
 from distilljax.typing import Mean
-
-
-class _Student(NamedTuple):
-    """The student as pure functions: in training, and its average in inference."""
-
-    apply: Apply
-    infer: Callable[[PyTree, PyTree, Batch], Any]
 
 
 @dataclass(frozen=True)
@@ -98,7 +82,7 @@ class DistillStep:
         rng: Array,
         counts: Mapping[str, Array] | None,
         *,
-        model: _Student,
+        model: Student,
         state: DistillState,
         teacher_state: PyTree,
     ) -> tuple[Array, tuple[PyTree, dict[str, Mean], dict[str, Array], PyTree]]:
@@ -129,7 +113,7 @@ class DistillStep:
         return loss, (rest, metrics, counts, jax.lax.stop_gradient(noted))
 
     def _gradients(
-        self, model: _Student, state: DistillState, teacher_state: PyTree, batch: Batch
+        self, model: Student, state: DistillState, teacher_state: PyTree, batch: Batch
     ) -> tuple[PyTree, PyTree, Array, dict[str, Mean], PyTree]:
         """The gradient over the whole batch, in `accumulate` microbatches."""
         key = jax.random.key(0)
@@ -174,7 +158,7 @@ class DistillStep:
 
     def _update(
         self,
-        model: _Student,
+        model: Student,
         tx: optax.GradientTransformation,
         state: DistillState,
         teacher_state: PyTree,
@@ -235,27 +219,17 @@ class DistillStep:
 
     @cached_property
     def has_params(self) -> bool:
-        """True if the objective has parameters, which are trained with the student's."""
+        """True if the objective has parameters of its own to train."""
         return _objective.has_params(self.objective)
 
     def student_of(self, params: PyTree) -> PyTree:
         """The student's own part of `state.params` or `state.ema`."""
         return params["student"] if self.has_params else params
 
-    def _bind(self, graphdef: nnx.GraphDef | None) -> _Student:
+    def _bind(self, graphdef: nnx.GraphDef | None) -> Student:
         """The student's pure functions; of a pytree, if there is no graph."""
-        names = _objective.features_of(self.objective, "student")
-        average = _objective.features_of(self.objective, "average")
-        forward = self.student_forward
-        if graphdef is None:
-            given = partial(require_features, whose="student")
-            return _Student(
-                given(pytree_apply(forward), names),
-                given(pytree_infer(forward), average),
-            )
-        return _Student(
-            module_apply(graphdef, self.trainable, with_features(forward, names)),
-            module_infer(graphdef, with_features(forward, average)),
+        return bind_student(
+            graphdef, self.trainable, self.student_forward, self.objective
         )
 
     @cached_property
@@ -304,7 +278,7 @@ class DistillStep:
 
     @property
     def objective_state(self) -> PyTree:
-        """The objective's state in a loop that updates in place; None if it has none."""
+        """The objective's state where modules are updated in place; None without."""
         return self._in_place.objective_state
 
     def load_objective_state(self, state: PyTree) -> None:
@@ -404,10 +378,8 @@ def make_distill_step(
     apply, state = None, None
     if teacher is not None:
         names = _objective.features_of(objective, "teacher")
-        teacher, teacher_forward = teacher_with_features(
-            teacher, teacher_forward, names
-        )
-        apply, state = freeze(teacher, teacher_forward, compute_dtype)
+        captured = teacher_with_features(teacher, teacher_forward, names)
+        apply, state = freeze(*captured, compute_dtype)
     return DistillStep(
         objective=objective,
         student_forward=student_forward or default_forward,

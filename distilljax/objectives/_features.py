@@ -32,19 +32,19 @@ def feature_of(function: str, outputs: Any, name: str, whose: str) -> Array:
             "Give the step a teacher; of several, choose one with MultiTeacher("
             "objective, combine=Only(name)).",
         )
-    if name in outputs.features:
-        return outputs.features[name]
-    if name == "logits" and outputs.logits is not None:
-        return outputs.logits
-    fail(
-        function,
-        f"the {whose}'s features",
-        f"have {name!r}",
-        sorted(outputs.features),
-        "make_distill_step captures the paths that its objective names; for outputs of "
-        "your own, return Outputs(logits, features={...}) with that name.",
-    )
-    raise AssertionError
+    known = dict(outputs.features)
+    if outputs.logits is not None:
+        known = {"logits": outputs.logits, **known}
+    if name not in known:
+        fail(
+            function,
+            f"the {whose}'s features",
+            f"have {name!r}",
+            sorted(known),
+            "make_distill_step captures the paths that its objective names; for "
+            "outputs of your own, return Outputs(logits, features={...}) with it.",
+        )
+    return known[name]
 
 
 def names_of(names: Any) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ class FeatureKD(LayerPairs):
     """
 
     loss: FeatureLoss = losses.hidden_mse
-    """`(student, teacher, where=mask) -> values`, of `distilljax.losses` or your own."""
+    """`(student, teacher, where=mask) -> values`; of `distilljax.losses`, or yours."""
     weight: float | Schedule = 1.0
     """Weight of the mean over the pairs."""
     projection: Projection | Mapping[str, Projection] | None = None

@@ -48,12 +48,13 @@ class RelationKD(LayerPairs):
       >>> student = Outputs(features={"out": jnp.array([[0.0], [1.0], [2.0]])})
       >>> teacher = Outputs(features={"out": jnp.array([[0.0, 0.0], [3.0, 4.0],
       ...                                               [6.0, 8.0]])})
-      >>> terms = RelationKD({"out": "out"})(student, teacher, {})
-      >>> round(float(terms["out"].mean().value), 6)      # the same, five times as large
+      >>> objective = RelationKD({"out": "out"}, losses.linear_cka)
+      >>> terms = objective(student, teacher, {})
+      >>> round(float(terms["out"].mean().value), 6)    # the same, larger
       0.0
     """
 
-    loss: FeatureLoss = losses.rkd_distance
+    loss: FeatureLoss
     """`(student, teacher, where=mask) -> value of the batch`, or one per example."""
     weight: float | Schedule = 1.0
     """Weight of the mean over the pairs of layers."""
@@ -236,10 +237,8 @@ class ContrastiveKD:
         )
         weight = value_at(self.weight, batch)
         counts = jnp.ones(v.shape[:-1], bool) if where is None else where
-        return {"contrastive": Term(values, where, weight)}, {
-            "rows": v,
-            "where": counts,
-        }
+        terms = {"contrastive": Term(values, where, weight)}
+        return terms, {"rows": v, "where": counts}
 
     def next_state(
         self, state: Mapping[str, Any], seen: Mapping[str, Array]

@@ -21,7 +21,7 @@ _TINY = 1e-15  # of the authors' code
 
 @dataclass(frozen=True)
 class TAID:
-    """The student learns from a mixture of itself and the teacher, ever more the latter.
+    """A mixture of the student itself and the teacher, with ever more of the latter.
 
     objective = weight * T^2 * divergence(student / T, mixture / T)
     mixture = (1 - t) * student + t * teacher, in logits and without gradient
@@ -46,7 +46,7 @@ class TAID:
       >>> terms = TAID(interpolation=0.4)(student, teacher, {})
       >>> round(float(terms["taid"].mean().value), 6)
       0.058177
-      >>> float(TAID(num_steps=100).init_state()["t"].round(3))
+      >>> round(float(TAID(num_steps=100).init_state()["t"]), 3)
       0.4
     """
 
@@ -103,16 +103,12 @@ class TAID:
         *,
         state: Mapping[str, Array] | None = None,
     ) -> Any:
-        """The term `taid`; with a state also the loss and the step, for the next one."""
+        """The term `taid`; with a state also what `next_state` needs."""
         where = batch.get("loss_mask")
         z = logits_of("TAID", student, "student")
         v = logits_of("TAID", teacher, "teacher")
-        if state is None:
-            t = value_at(
-                0.0 if self.interpolation is None else self.interpolation, batch
-            )
-        else:
-            t = state["t"]
+        share = self.start if self.interpolation is None else self.interpolation
+        t = value_at(share, batch) if state is None else state["t"]
         temperature = value_at(self.temperature, batch)
         goal = _mixture(jax.lax.stop_gradient(z), v, t)
         values = self.divergence(z, goal, temperature=temperature, where=where)
@@ -149,8 +145,7 @@ def _mixture(z: Array, v: Array, t: Any) -> Array:
     gone_z, gone_v = jnp.isneginf(z), jnp.isneginf(v)
     mixed = (1 - t) * jnp.where(gone_z, 0, z) + t * jnp.where(gone_v, 0, v)
     gone = (gone_z & (t < 1)) | (gone_v & (t > 0))
-    mixed = jnp.where(gone, -jnp.inf, mixed)
-    return mixed
+    return jnp.where(gone, -jnp.inf, mixed)
 
 
 __all__ = ["TAID"]
