@@ -72,7 +72,7 @@ def with_features(
 
 
 def teacher_with_features(
-    teacher: Any, forward: Forward | None, names: Sequence[str]
+    teacher: Any, forward: Forward | None, names: Sequence[str] = ()
 ) -> tuple[Any, Forward | None]:
     """A teacher, or a dict of them as one module, and its forward with features.
 

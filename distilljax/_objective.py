@@ -35,6 +35,18 @@ def uses_average(objective: Objective) -> bool:
     return getattr(objective, "uses_average", False)
 
 
+def check_average(objective: Objective, ema_decay: float | None) -> None:
+    """An objective whose teacher is the student's average needs one."""
+    if uses_average(objective) and ema_decay is None:
+        fail(
+            "make_distill_step",
+            "ema_decay",
+            "be given for an objective whose teacher is the student's average",
+            None,
+            "Use 0.999 or so.",
+        )
+
+
 def init_params(objective: Objective, rng: jax.Array) -> PyTree:
     """The objective's own parameters; None if it has none."""
     make = getattr(objective, "init_params", None)

@@ -98,8 +98,8 @@ class DistillStep:
         teacher = jax.lax.stop_gradient(shard_as_batch(teacher, self.batch_axes))
         view = {**batch, "step": state.step}
         if _objective.uses_average(self.objective):
-            average = cast_floating(self.student_of(state.ema), self.compute_dtype)
-            average = as_outputs(model.infer(average, state.rest, seen))
+            weights = cast_floating(self.student_of(state.ema), self.compute_dtype)
+            average = as_outputs(model.infer(weights, state.rest, seen))
             average = shard_as_batch(average, self.batch_axes)
             view["average"] = jax.lax.stop_gradient(average)
         terms, noted = _objective.evaluate(
@@ -370,11 +370,7 @@ def make_distill_step(
             f"make_distill_step: ema_decay must lie in [0, 1), got {ema_decay}. "
             "Use 0.999 or so, or None for no average."
         )
-    if _objective.uses_average(objective) and ema_decay is None:
-        raise ValueError(
-            "make_distill_step: ema_decay must be given for an objective whose teacher "
-            "is the student's average, got None. Use 0.999 or so."
-        )
+    _objective.check_average(objective, ema_decay)
     apply, state = None, None
     if teacher is not None:
         names = _objective.features_of(objective, "teacher")
