@@ -241,8 +241,17 @@ def _feature(
         for key in (path, f"{path}/{_OUTPUT}"):
             if key in found and stack in modules:
                 stacked = _single(name, found[key], whose)
-                if index < _num_layers(modules[stack]) == stacked.shape[0]:
+                layers = _num_layers(modules[stack])
+                if layers == stacked.shape[0] and index < layers:
                     return stacked[index]
+                if layers == stacked.shape[0]:
+                    fail(
+                        "make_distill_step",
+                        f"the {whose}'s feature {name!r}",
+                        f"name one of the {layers} layers stacked in {stack!r}",
+                        index,
+                        "They count from 0.",
+                    )
     return _not_found(name, found, modules, whose)
 
 
@@ -252,7 +261,8 @@ def _not_found(
     instead = (
         f"return the feature from {whose}_forward as Outputs(logits, features={{...}})"
     )
-    if name in modules or any(p in modules for p, *_ in _without_an_index(name)):
+    near = (name, *(path for path, *_ in _without_an_index(name)))
+    if any(callable(modules.get(path)) for path in near):
         fail(
             "make_distill_step",
             f"the {whose}'s feature {name!r}",

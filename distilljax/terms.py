@@ -29,8 +29,9 @@ class Outputs:
       (2, 10)
     """
 
+    # Any, because transformations rebuild this node around whatever they carry
     logits: Any = None
-    features: Mapping[str, Array] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
 
 
 # What an objective gets of teachers: one, several by name, or none.

@@ -160,7 +160,7 @@ def test_the_features_are_what_the_modules_return():
     ("kind", "name", "message"),
     [
         (Plain, "blocks/3", r"none of blocks, blocks/0, .*head, pooled\..*blocks/3"),
-        (Scanned, "blocks/3", "a module whose call can be seen"),
+        (Scanned, "blocks/3", "one of the 3 layers stacked in 'blocks', got 3"),
         (OverArrays, "blocks/1", r"got none\. .*jax\.lax\.scan .* use nnx\.scan"),
         (Checkpointed, "blocks/1", r"outside jax\.checkpoint.*Use nnx\.remat"),
     ],
@@ -216,7 +216,7 @@ def test_a_scanned_student_learns_the_layers_of_a_plain_teacher(graph):
         first = step(student, optimizer, batch)["loss"].value
         for _ in range(100):
             last = step(student, optimizer, batch)["loss"].value
-    assert last < 0.05 * first
+    assert last < 0.1 * first
     assert step._in_place.compiled._cache_size() == 1
 
 
