@@ -61,6 +61,17 @@ def _as_module(params: PyTree) -> Any:
     return nnx.Dict({name: _as_module(x) for name, x in params.items()})
 
 
+def _joined(**states: Any) -> Any:
+    """States as the state of one module that holds theirs under these names."""
+    return nnx.from_flat_state(
+        {
+            (name, *path): variable
+            for name, state in states.items()
+            for path, variable in nnx.to_flat_state(state)
+        }
+    )
+
+
 class InPlaceStep:
     """`metrics = step(student, optimizer, batch)`, over a pure update.
 
@@ -86,9 +97,9 @@ class InPlaceStep:
         self.objective_state = _objective.init_state(objective)
         self._has_params = _objective.has_params(objective)
         self._trainable = trainable
-        self._wrt = trainable
+        self.wrt = trainable
         if self._has_params and trainable is not nnx.Param:
-            self._wrt = nnx.Any(trainable, ObjectiveParam)
+            self.wrt = nnx.Any(trainable, ObjectiveParam)
         self._teacher_state = teacher_state
         self._keeps_ema = keeps_ema
         self._student: weakref.ref[nnx.Module] | None = None
@@ -97,19 +108,17 @@ class InPlaceStep:
         self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
     ) -> dict[str, Mean]:
         """Update both in place; return the metrics."""
-        if optimizer.wrt != self._wrt:
+        if optimizer.wrt != self.wrt:
             raise ValueError(
                 "DistillStep: optimizer.wrt must be the step's trainable filter, "
-                f"{self._wrt}, got {optimizer.wrt}. Pass trainable= to "
-                "make_distill_step, or wrt= to nnx.Optimizer."
+                f"{self.wrt}, got {optimizer.wrt}. Pass trainable= to "
+                "make_distill_step, or wrt=step.wrt to nnx.Optimizer."
             )
         module = self._module(student)
         graphdef, params, rest = nnx.split(module, self._trainable, ...)
         if self._has_params:
-            own: Any = student
-            params = nnx.State(
-                {"student": params, "objective": nnx.state(own.objective)}
-            )
+            both: Any = student
+            params = _joined(student=params, objective=nnx.state(both.objective))
         params, rest = nnx.as_pure(params), nnx.as_pure(rest)
         refuse_shared_arrays((params, rest), self._teacher_state)
         state = DistillState(

@@ -63,8 +63,9 @@ def init_state(objective: Objective) -> PyTree:
     """The objective's own state before the first step; None if it has none."""
     make = getattr(objective, "init_state", None)
     state = None if make is None else make()
-    # strong types: a weak one would make the second step another program
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), state)
+    # strong types: a weak one would make the second step another program; and copies:
+    # a buffer that stands in two places cannot be donated
+    return jax.tree.map(lambda x: jnp.copy(jnp.asarray(x, jnp.result_type(x))), state)
 
 
 def evaluate(

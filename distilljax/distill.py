@@ -277,6 +277,11 @@ class DistillStep:
         self._in_place.ema = jax.tree.map(jnp.copy, ema)
 
     @property
+    def wrt(self) -> Any:
+        """The filter of the optimizer's `wrt`: what is trained of what is passed."""
+        return self._in_place.wrt
+
+    @property
     def objective_state(self) -> PyTree:
         """The objective's state where modules are updated in place; None without."""
         return self._in_place.objective_state
