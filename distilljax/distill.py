@@ -6,9 +6,8 @@ is what a user writes: per-position values, the mask under which they count, a w
 The step runs both models, reduces every term by its own global count, differentiates
 once, and updates the student. Where the teacher's outputs come from, it does not know.
 
-`_loss` is the loss; `_gradients` adds gradient accumulation; `_update` is one step.
-What an objective may have besides its call (features, parameters and state of its own)
-is said in `_objective.py`.
+`_loss` is the loss; `_gradients` adds gradient accumulation; `_update` is one step. What
+an objective may have besides its call is said in `_objective.py`.
 """
 
 from __future__ import annotations
@@ -121,14 +120,12 @@ class DistillStep:
             key = jax.random.wrap_key_data(state.rng)
         key = jax.random.fold_in(key, state.step)
         rngs = jax.random.split(key, self.accumulate)
-        loss = partial(
-            self._loss, model=model, state=state, teacher_state=teacher_state
-        )
+        given = {"model": model, "state": state, "teacher_state": teacher_state}
+        loss = partial(self._loss, **given)
         gradient = jax.value_and_grad(loss, has_aux=True)
         if self.accumulate == 1:
-            (total, (rest, metrics, _, noted)), grads = gradient(
-                state.params, state.rest, batch, rngs[0], None
-            )
+            args = (state.params, state.rest, batch, rngs[0], None)
+            (total, (rest, metrics, _, noted)), grads = gradient(*args)
             return grads, rest, total, metrics, jax.tree.map(lambda x: x[None], noted)
 
         parts = split_batch(batch, self.accumulate)
@@ -144,9 +141,8 @@ class DistillStep:
         # Second pass: each microbatch divided by the count of the whole batch.
         def accumulate(carry, xs):
             grads, rest = carry
-            (total, (rest, metrics, _, noted)), new = gradient(
-                state.params, rest, *xs, counts
-            )
+            (total, aux), new = gradient(state.params, rest, *xs, counts)
+            rest, metrics, _, noted = aux
             return (jax.tree.map(jnp.add, grads, new), rest), (total, metrics, noted)
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -164,9 +160,8 @@ class DistillStep:
         teacher_state: PyTree,
         batch: Batch,
     ) -> tuple[DistillState, dict[str, Mean]]:
-        grads, rest, loss, metrics, noted = self._gradients(
-            model, state, teacher_state, batch
-        )
+        found = self._gradients(model, state, teacher_state, batch)
+        grads, rest, loss, metrics, noted = found
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -228,9 +223,8 @@ class DistillStep:
 
     def _bind(self, graphdef: nnx.GraphDef | None) -> Student:
         """The student's pure functions; of a pytree, if there is no graph."""
-        return bind_student(
-            graphdef, self.trainable, self.student_forward, self.objective
-        )
+        forward = self.student_forward
+        return bind_student(graphdef, self.trainable, forward, self.objective)
 
     @cached_property
     def pure(self) -> Callable[..., tuple[DistillState, dict[str, Mean]]]:
@@ -241,15 +235,13 @@ class DistillStep:
         graphdef = None
         if self.student is not None:
             graphdef, _, _ = split_module(self.student, self.trainable, training=True)
-        update = partial(
-            self._update, self._bind(graphdef), self._require(self.tx, "tx")
-        )
+        tx = self._require(self.tx, "tx")
+        update = partial(self._update, self._bind(graphdef), tx)
         if self.state_shardings is None:
             return jax.jit(update, donate_argnums=0)
         # The state keeps its shardings, so the second step is the same program.
-        return jax.jit(
-            update, donate_argnums=0, out_shardings=(self.state_shardings, None)
-        )
+        shardings = (self.state_shardings, None)
+        return jax.jit(update, donate_argnums=0, out_shardings=shardings)
 
     def __call__(
         self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
