@@ -6,8 +6,8 @@ is what a user writes: per-position values, the mask under which they count, a w
 The step runs both models, reduces every term by its own global count, differentiates
 once, and updates the student. Where the teacher's outputs come from, it does not know.
 
-`_loss` is the loss; `_gradients` adds gradient accumulation; `_update` is one step. What
-an objective may have besides its call is said in `_objective.py`.
+`_loss` is the loss; `_gradients` adds gradient accumulation; `_update` is one step.
+What an objective may have besides its call is said in `_objective.py`.
 """
 
 from __future__ import annotations

@@ -467,10 +467,11 @@ def test_what_the_objective_owns_is_saved_and_is_not_the_student(
     results = train(config, tmp_path, programs=programs)
     step = results["selected"]["step"]
     found = saved_arrays(tmp_path, step)
+    queue = "['objective_state']['crowd']['queue']"
     own = "['objective']['hint']['layers/0']['projection']['kernel']"
     assert found[f"['params']{own}"].shape == found[f"['ema']{own}"].shape == (16, 12)
     assert any(own in path for path in found if path.startswith("['opt_state']"))
-    assert found["['objective_state']['crowd']['queue'].features"].shape == (64, 4)
+    assert found[f"{queue}['features']"].shape == (64, 4)
     assert found["['objective_state']['taid']['t']"] > 0.4
     assert results["student"]["parameters"] == 8 * 16 + 16 + 16 * 3 + 3
     again = evaluate(config, tmp_path, split="test", programs=programs)

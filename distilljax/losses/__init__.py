@@ -1,4 +1,4 @@
-"""The mathematics: pure functions of arrays, one value for each position.
+"""The mathematics: pure functions of arrays, one value for each position or example.
 
 Student first, teacher second, the rest by keyword. Nothing is averaged and no factor is
 hidden: reduce with `masked_mean`, and multiply by T^2 where you want it. Each loss

@@ -71,7 +71,8 @@ class MemoryQueue:
           teacher: Features [*batch, width]; their directions are stored, detached.
           where: Mask [*batch]; rows where it is false are not stored.
           axis_name: As in `contrastive`: the rows of all shards are stored, in the
-            order of the batch, and every shard returns the same queue.
+            order of the batch, and every shard returns the same queue. Outside
+            `jax.shard_map`, where the batch is whole, it is not needed.
         """
         name = "MemoryQueue.update"
         check_features(name, features.ANY, teacher=teacher)
@@ -191,8 +192,8 @@ def _rivals(
     """All teachers, and for each anchor which of them are there and not its own."""
     count = len(teacher)
     everyone = shards.gather(teacher, axis_name)
-    own = shards.first_row(count, axis_name) + jnp.arange(count)
-    present = jnp.arange(len(everyone))[None, :] != own[:, None]
+    own = jnp.arange(count, dtype=jnp.int32) + shards.first_row(count, axis_name)
+    present = jnp.arange(len(everyone), dtype=jnp.int32)[None, :] != own[:, None]
     if mask is not None:
         present &= shards.gather(mask.reshape(-1), axis_name)[None, :]
     if queue is None:

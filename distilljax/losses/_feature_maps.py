@@ -125,7 +125,7 @@ def neuron_selectivity(
       Array([0.5], dtype=float32)
 
     Reference: Huang, Wang, "Like What You Like: Knowledge Distill via Neuron
-    Selectivity Transfer", 2017, arXiv 1707.01219, section 4, with the polynomial kernel.
+    Selectivity Transfer", 2017, arXiv 1707.01219, section 4 (polynomial kernel).
     """
     s, t, mask = features.prepare(
         "neuron_selectivity",

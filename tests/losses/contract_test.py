@@ -14,7 +14,18 @@ from distilljax._checks import check_logits, check_where
 from distilljax.losses import _shards as shards
 from distilljax.losses._numerics import compute_dtype
 from tests.losses import contract, oracles
-from tests.losses.contract import BATCH, EXAMPLE, POSITION, UNOPTIMIZED, Case
+from tests.losses import feature_oracles as of
+from tests.losses.contract import (
+    BATCH,
+    EXAMPLE,
+    IMAGE,
+    POSITION,
+    ROWS,
+    SEQUENCE,
+    UNOPTIMIZED,
+    Case,
+    Kind,
+)
 
 # Options of a loss, and flags of the suite, that several lines use or that are long.
 NORMALIZED = {"beta": 0.9, "normalized": True}
@@ -23,6 +34,18 @@ CENTERED = {"centered": True}
 ABOVE = {"zero_at_teacher": False}
 LABELS = {"labelled": True, "tempered": False}
 RAW = {"tempered": False, "shift_invariant": False}
+FEATURES = RAW | {"has_classes": False, "compiler_options": UNOPTIMIZED}
+MAPS = FEATURES | {"kind": IMAGE}
+ANY_MAPS = MAPS | {"any_width": True}
+CHANNELS = FEATURES | ABOVE | {"kind": Kind(leads=((6,), (2, 3)), item=(4,))}
+FLOW = MAPS | {"pack": lambda x: (x[..., :2], x[..., 2:])}
+BOUNDARY = MAPS | {"minimal_at_teacher": False}
+ALIGNED = FEATURES | {"kind": ROWS, "any_width": True}
+CROWD = FEATURES | {"kind": ROWS, "tempered": True, "minimal_at_teacher": False}
+ATTENTION = FEATURES | {"kind": SEQUENCE, "spread": 0.5}
+RELATION = ATTENTION | {"any_width": True, "options": {"num_relation_heads": 2}}
+SCORES = ATTENTION | {"pack": of.scores_of}
+SCALES = {"raw_scale": jnp.array(of.RAW_SCALES, jnp.float32)}
 
 # One line for each loss, and for options that change the mathematics.
 # fmt: off
@@ -39,6 +62,17 @@ CASES = [
     Case(losses.cross_entropy, oracles.ce, oracles.ce_gradient, SMOOTH, **LABELS),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, **RAW),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, CENTERED, tempered=False),
+    Case(losses.hidden_mse, of.hidden_mse, of.hidden_mse_gradient, **FEATURES),
+    Case(losses.hidden_cosine, of.hidden_cosine, of.hidden_cosine_gradient, **FEATURES),
+    Case(losses.attention_transfer, of.attention_transfer, **ANY_MAPS),
+    Case(losses.neuron_selectivity, of.neuron_selectivity, **ANY_MAPS),
+    Case(losses.flow_of_solution, of.flow_of_solution, **FLOW),
+    Case(losses.activation_boundary, of.activation_boundary, **BOUNDARY),
+    Case(losses.variational_information, of.vid, of.vid_gradient, SCALES, **CHANNELS),
+    Case(losses.linear_cka, of.linear_cka, **ALIGNED),
+    Case(losses.contrastive, of.contrastive, **CROWD),
+    Case(losses.attention_relation, of.attention_relation, **RELATION),
+    Case(losses.attention_map_kl, of.attention_map_kl, **SCORES),
 ]
 # fmt: on
 
@@ -79,7 +113,6 @@ def gram_distance_oracle(student, teacher):
     return ((student @ student.T - teacher @ teacher.T) ** 2).mean()
 
 
-FEATURES = {"tempered": False, "has_classes": False, "shift_invariant": False}
 # The other two kinds of loss, so that the suite is known to carry them.
 MODELS = [
     Case(feature_distance, feature_distance_oracle, kind=EXAMPLE, **FEATURES),
@@ -170,6 +203,34 @@ def mixes_examples(student, teacher, *, where=None):
     return jnp.roll(values, 1)
 
 
+def relation(student, teacher, num_relation_heads, where=None):
+    return losses.attention_relation(
+        student, teacher, num_relation_heads=num_relation_heads, where=where
+    )
+
+
+def attends_to_padding(student, teacher, *, num_relation_heads, where=None):
+    """The padding is zero, and gets no gradient, but it stands in every softmax."""
+    student, teacher = (
+        x if where is None else jnp.where(where[..., None], x, jnp.zeros((), x.dtype))
+        for x in (student, teacher)
+    )
+    values = relation(student, teacher, num_relation_heads)
+    return values if where is None else jnp.where(where, values, 0.0)
+
+
+def mixes_batch_and_time(student, teacher, *, num_relation_heads, where=None):
+    """A projection that flattens the wrong axes, and another batch size fails."""
+    batch, time, width = student.shape
+    student = student.reshape(time, batch, width).swapaxes(0, 1)
+    return relation(student, teacher, num_relation_heads, where)
+
+
+def crops_the_wider_teacher(student, teacher, *, num_relation_heads, where=None):
+    teacher = teacher[..., : student.shape[-1]]
+    return relation(student, teacher, num_relation_heads, where)
+
+
 def detaches_the_other_shards(student, teacher, *, where=None, axis_name=None):
     """The value is right; a shard learns from the pairs that it starts only."""
     others = shards.gather(jax.lax.stop_gradient(student), axis_name)
@@ -202,6 +263,10 @@ BROKEN = [
     (compares_raw_logits, contract.ignores_a_shift, POSITION),
     (forgets_the_empty_batch, contract.is_zero_under_an_empty_mask, EXAMPLE),
     (mixes_examples, contract.matches_the_oracle, EXAMPLE),
+    (mixes_examples, contract.keeps_examples_apart, EXAMPLE),
+    (mixes_batch_and_time, contract.keeps_examples_apart, SEQUENCE),
+    (attends_to_padding, contract.matches_the_oracle, SEQUENCE),
+    (crops_the_wider_teacher, contract.takes_another_width, SEQUENCE),
     (forgets_the_other_shards, contract.is_the_same_on_eight_devices, BATCH),
     (detaches_the_other_shards, contract.is_the_same_on_eight_devices, BATCH),
 ]
@@ -212,7 +277,9 @@ def broken_case(loss, kind=POSITION):
     """One case for each, so that it is compiled once."""
     if kind is POSITION:
         return Case(loss, oracles.forward_kl, compiler_options=UNOPTIMIZED)
-    return Case(loss, feature_distance_oracle, kind=kind, **FEATURES)
+    if kind is SEQUENCE:
+        return Case(loss, of.attention_relation, **RELATION)
+    return Case(loss, feature_distance_oracle, **FEATURES | {"kind": kind})
 
 
 @pytest.mark.parametrize(
