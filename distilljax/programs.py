@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from distilljax._capture import teacher_with_features
 from distilljax._checks import fail
 from distilljax._functional import (
     default_forward,
@@ -35,7 +37,7 @@ from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.evaluation.cost import cost
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
 from distilljax.sharding import BATCH_AXES, batch_sharding, tree_shardings
-from distilljax.terms import as_outputs
+from distilljax.terms import as_one_teacher, as_outputs, as_teacher
 from distilljax.workdir import fingerprint, placed
 
 # The fields of a config that each of them depends on.
@@ -108,21 +110,35 @@ class Programs:
 class Teacher:
     """A frozen teacher: its module, its pure form, and the digest of its arrays."""
 
-    module: nnx.Module
+    module: Any  # or a dict of several
     apply: Callable[[Any, Any], Any]
     state: Any
     fingerprint: str
 
+    def logits(self, state: Any, batch: Any) -> Any:
+        """Its logits, of several teachers those of their mean; None if it has none."""
+        one = as_one_teacher(as_teacher(self.apply(state, batch)))
+        return None if one is None else one.logits
+
     @classmethod
     def load(cls, config: Config, mesh: Mesh) -> Teacher:
         """Build it with the config's own call, onto the mesh."""
-        module = config.teacher(mesh, config.teacher_rules)
+        rules = config.teacher_rules
+        if isinstance(config.teacher, Mapping):
+            module = {name: make(mesh, rules) for name, make in config.teacher.items()}
+        else:
+            module = config.teacher(mesh, rules)
         # what was built elsewhere would be sent again in every step
-        arrays = nnx.state(module)
-        shardings = tree_shardings(arrays, mesh, config.teacher_rules)
-        nnx.update(module, jax.device_put(arrays, shardings))
-        apply, state = freeze(module, config.teacher_forward)
+        arrays = nnx.state(_one_module(module))
+        shardings = tree_shardings(arrays, mesh, rules)
+        nnx.update(_one_module(module), jax.device_put(arrays, shardings))
+        apply, state = freeze(*teacher_with_features(module, config.teacher_forward))
         return cls(module, apply, state, fingerprint(state))
+
+
+def _one_module(teacher: Any) -> Any:
+    """Several teachers by name as one module."""
+    return nnx.Dict(teacher) if isinstance(teacher, Mapping) else teacher
 
 
 class Student:
@@ -136,7 +152,7 @@ class Student:
         self._sharding = batch_sharding(mesh)
         self._evaluator = Evaluator(
             self.abstract,
-            None if teacher is None else teacher.apply,
+            None if teacher is None else teacher.logits,
             mesh=mesh,
             student_forward=self.forward,
             trainable=self.trainable,
@@ -174,13 +190,13 @@ class Student:
             )
         if self.teacher is None:
             return
-        v = as_outputs(jax.eval_shape(self.teacher.apply, self.teacher.state, batch))
-        if v.logits is not None and v.logits.shape[-1] != z.shape[-1]:
+        v = jax.eval_shape(self.teacher.logits, self.teacher.state, batch)
+        if v is not None and v.shape[-1] != z.shape[-1]:
             fail(
                 "train",
                 "the teacher",
                 f"have the student's classes, {z.shape[-1]}",
-                v.logits.shape[-1],
+                v.shape[-1],
                 f"Change the student of {config.name!r}, or name another teacher with "
                 "--teacher.workdir.",
             )
@@ -243,10 +259,10 @@ class Student:
     def _teacher_cost(self, teacher: Teacher, example: Any) -> dict[str, Any]:
         """Size and speed of the teacher, measured once, in the same process."""
         if "teacher" not in self._costs:
-            params = nnx.to_pure_dict(nnx.state(teacher.module, nnx.Param))
+            params = nnx.to_pure_dict(nnx.state(_one_module(teacher.module), nnx.Param))
 
             def forward(state, x):
-                return as_outputs(teacher.apply(state, {"inputs": x})).logits
+                return teacher.logits(state, {"inputs": x})
 
             self._costs["teacher"] = cost(forward, teacher.state, params, example)
         return self._costs["teacher"]
@@ -277,9 +293,15 @@ class Training:
         )
 
         def init(seed):
-            return make().init(config.student(nnx.Rngs(jax.random.key(seed))))
+            key = jax.random.key(seed)
+            return make().init(config.student(nnx.Rngs(key)), rng=key)
 
-        self.like = placed(jax.eval_shape(init, 0), mesh, config.student_rules)
+        shapes = jax.eval_shape(init, 0)
+        rules = config.student_rules
+        # replicated, unless a rule says otherwise: all devices read all of a queue
+        own = placed(shapes.objective_state, mesh, rules, min_size=sys.maxsize)
+        like = placed(replace(shapes, objective_state=None), mesh, rules)
+        self.like = replace(like, objective_state=own)
         shardings = jax.tree.map(lambda x: x.sharding, self.like)
         self.init: Callable[[int], DistillState] = jax.jit(
             init, out_shardings=shardings

@@ -21,6 +21,7 @@ MODULES = [
     "distilljax",
     "distilljax.losses",
     "distilljax.objectives",
+    "distilljax.students",
     "distilljax.models",
     "distilljax.data",
     "distilljax.optimizers",
