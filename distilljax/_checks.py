@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -30,6 +32,12 @@ def is_static(x: Any) -> bool:
     return not isinstance(x, Tracer)
 
 
+_OTHER_BATCH = (
+    "The leading axes differ: check that both models saw the same batch, and that "
+    "neither drops or adds positions."
+)
+
+
 def check_logits(function: str, **arrays: Any) -> None:
     """Every array is floating point and has a class axis, and all shapes are equal.
 
@@ -38,6 +46,16 @@ def check_logits(function: str, **arrays: Any) -> None:
     """
     (name, first), *others = arrays.items()
     for argument, array in arrays.items():
+        if dataclasses.is_dataclass(array):
+            fail(
+                function,
+                argument,
+                "be a dense array of logits",
+                type(array).__name__,
+                "This loss needs all classes; divergences such as forward_kl take a "
+                "sparse teacher.",
+                TypeError,
+            )
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
             fail(
                 function,
@@ -75,11 +93,71 @@ def check_logits(function: str, **arrays: Any) -> None:
                 "models were made for the same classes."
             )
         else:
-            remedy = (
-                "The leading axes differ: check that both models saw the same batch, "
-                "and that neither drops or adds positions."
-            )
+            remedy = _OTHER_BATCH
         fail(function, argument, f"have the shape of {name}, {shape}", other, remedy)
+
+
+def check_features(
+    function: str, axes: str, *, any_width: bool = False, **arrays: Any
+) -> None:
+    """Every array is floating point, has the named axes, and all shapes are equal.
+
+    ``axes`` are words: "batch height width channels". A word "..." stands for any
+    number of axes. With ``any_width`` the last axes may differ.
+    """
+    names = axes.split()
+    most = np.inf if "..." in names else len(names)
+    least = len(names) - names.count("...")
+    (first, features), *others = arrays.items()
+    for argument, array in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            fail(
+                function,
+                argument,
+                "be a floating-point array of features",
+                jnp.result_type(array),
+                "Pass what a layer puts out, not labels or token ids.",
+                TypeError,
+            )
+        if not least <= jnp.ndim(array) <= most or jnp.shape(array)[-1] == 0:
+            fail(
+                function,
+                argument,
+                f"have the axes [{', '.join(names)}], the last one not empty",
+                f"the shape {jnp.shape(array)}",
+                "Reshape or transpose the features, or check the slice that made them.",
+            )
+    shape = jnp.shape(features)
+    for argument, array in others:
+        other = jnp.shape(array)
+        if other == shape or (any_width and other[:-1] == shape[:-1]):
+            continue
+        if other[:-1] == shape[:-1]:
+            remedy = (
+                f"The last axes ({names[-1]}) differ: {shape[-1]} and {other[-1]}. Map "
+                "the student's features to the teacher's with a learned projection."
+            )
+        else:
+            remedy = (
+                "The leading axes differ: check that both models saw the same batch"
+            )
+            pool = ", and average-pool the larger map, with flax.nnx.avg_pool say."
+            remedy += pool if "height" in names else "."
+        extent = f" but for {names[-1]}" if any_width else ""
+        fail(
+            function, argument, f"have the shape of {first}, {shape}{extent}", other,
+            remedy,
+        )  # fmt: skip
+
+
+def check_unequal_logits(function: str, student: Any, teacher: Any) -> None:
+    """Two arrays of logits that may differ in their number of classes alone."""
+    check_logits(function, student=student)
+    check_logits(function, teacher=teacher)
+    shape, other = jnp.shape(student), jnp.shape(teacher)
+    if other[:-1] != shape[:-1]:
+        rule = f"have the leading axes of student, {shape}"
+        fail(function, "teacher", rule, other, _OTHER_BATCH)
 
 
 def check_labels(function: str, labels: Any, shape: tuple[int, ...]) -> None:
@@ -116,6 +194,32 @@ def check_where(function: str, where: Any, shape: tuple[int, ...]) -> None:
             f"have the shape of the result, {shape}",
             jnp.shape(where),
             "One mask value belongs to each position, without the class axis.",
+        )
+
+
+def check_points(function: str, student: Any, teacher: Any, where: Any) -> None:
+    """Features of the same points, of any width, and one mask value for each point.
+
+    Points are the rows of [batch, width] or of [batch, time, width].
+    """
+    axes = "batch ... width"
+    check_features(function, axes, any_width=True, student=student, teacher=teacher)
+    shape = jnp.shape(student)
+    if len(shape) > 3 or 0 in shape:
+        fail(
+            function,
+            "student",
+            "have the shape [batch, width] or [batch, time, width], no axis empty",
+            shape,
+            "Flatten or pool what is one point, and check the slice of an empty axis.",
+        )
+    if where is not None and jnp.shape(where) != shape[:-1]:
+        fail(
+            function,
+            "where",
+            f"have the shape of the points, {shape[:-1]}",
+            jnp.shape(where),
+            "One mask value belongs to each point, without its features.",
         )
 
 
@@ -266,3 +370,14 @@ def suggest_field(error: TypeError, path: str) -> None:
         f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}.",
         TypeError,
     )
+
+
+@contextlib.contextmanager
+def inputs_in_errors(whose: str, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Add to whatever a model raises what it was given."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in batch.items())
+        error.add_note(f"(The {whose} was called with a batch of {shapes}.)")
+        raise

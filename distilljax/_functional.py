@@ -91,6 +91,34 @@ def module_apply(graphdef: nnx.GraphDef, trainable: Any, forward: Forward) -> Ap
     return apply
 
 
+def module_infer(
+    graphdef: nnx.GraphDef, forward: Forward
+) -> Callable[[PyTree, PyTree, Batch], Any]:
+    """The pure function of an NNX module in inference mode: outputs alone."""
+
+    def infer(params: PyTree, rest: PyTree, batch: Batch) -> Any:
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        model.eval()
+        return forward(model, batch)
+
+    return infer
+
+
+def pytree_infer(forward: Forward) -> Callable[[PyTree, PyTree, Batch], Any]:
+    """The same of a model that is a pytree: its forward, if that has no state."""
+
+    def infer(params: PyTree, rest: PyTree, batch: Batch) -> Any:
+        if rest is not None:
+            raise ValueError(
+                "DistillStep: rest must be None for a teacher that is the student's "
+                "average, got arrays: a forward with state is that of training, with "
+                "dropout and batch statistics. Use an nnx.Module as the student."
+            )
+        return forward(params, batch)
+
+    return infer
+
+
 def pytree_apply(forward: Forward) -> Apply:
     """The pure function of a model that is a pytree and a forward function.
 

@@ -3,30 +3,81 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distilljax._functional import (
-    Batch,
-    Forward,
-    PyTree,
-    module_apply,
-    refuse_shared_arrays,
-)
+from distilljax import _objective
+from distilljax._functional import Batch, PyTree, refuse_shared_arrays
+from distilljax._objective import Objective
 from distilljax.state import DistillState
 from distilljax.typing import Mean
+
+
+class ObjectiveParam(nnx.Param):
+    """A trained parameter of the objective, such as a projection's kernel."""
+
+
+class Projected(nnx.Module):
+    """A student together with the parameters of its objective, such as projections.
+
+    Make the optimizer of this module and give it to the step; what you keep of it after
+    training is `student`. (`step.init` does the same for the pure layer.)
+
+    Args:
+      student: The student: the same object, which is updated in place.
+      objective: An objective with parameters of its own.
+      rngs: Random streams, of which `params` initialises them.
+
+    Example:
+      >>> from distilljax import objectives, students
+      >>> objective = objectives.FeatureKD(
+      ...     {"out": "out"}, projection=students.Projection(4, 8)
+      ... )
+      >>> student = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+      >>> both = Projected(student, objective, rngs=nnx.Rngs(1))
+      >>> both.student is student, both.objective["out"]["projection"]["kernel"].shape
+      (True, (4, 8))
+    """
+
+    def __init__(self, student: nnx.Module, objective: Any, *, rngs: nnx.Rngs):
+        self.student = student
+        params = _objective.init_params(objective, rngs.params())
+        self.objective = _as_module(params or {})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the student says."""
+        student: Any = self.student
+        return student(*args, **kwargs)
+
+
+def _as_module(params: PyTree) -> Any:
+    """Nested dicts of arrays as a module."""
+    if not isinstance(params, Mapping):
+        return ObjectiveParam(params)
+    return nnx.Dict({name: _as_module(x) for name, x in params.items()})
+
+
+def _joined(**states: Any) -> Any:
+    """States as the state of one module that holds theirs under these names."""
+    return nnx.from_flat_state(
+        {
+            (name, *path): variable
+            for name, state in states.items()
+            for path, variable in nnx.to_flat_state(state)
+        }
+    )
 
 
 class InPlaceStep:
     """`metrics = step(student, optimizer, batch)`, over a pure update.
 
     Args:
-      update: `(apply, tx, state, teacher_state, batch) -> (state, metrics)`.
-      forward: `(model, batch) -> outputs` of the student.
+      update: `(graphdef, tx, state, teacher_state, batch) -> (state, metrics)`.
+      objective: The objective, which may have parameters and state of its own.
       trainable: NNX filter of what is trained.
       teacher_state: Arrays of the frozen teacher.
       keeps_ema: Whether the update moves an average of the parameters.
@@ -35,19 +86,20 @@ class InPlaceStep:
     def __init__(
         self,
         update: Callable[..., tuple[DistillState, dict[str, Mean]]],
-        forward: Forward,
+        objective: Objective,
         trainable: Any,
         teacher_state: PyTree,
         *,
         keeps_ema: bool,
     ):
-        def compiled(graphdef, tx, state, teacher_state, batch):
-            apply = module_apply(graphdef, trainable, forward)
-            return update(apply, tx, state, teacher_state, batch)
-
-        self.compiled = jax.jit(compiled, static_argnums=(0, 1), donate_argnums=2)
+        self.compiled = jax.jit(update, static_argnums=(0, 1), donate_argnums=2)
         self.ema: PyTree = None
+        self.objective_state = _objective.init_state(objective)
+        self._has_params = _objective.has_params(objective)
         self._trainable = trainable
+        self.wrt = trainable
+        if self._has_params and trainable is not nnx.Param:
+            self.wrt = nnx.Any(trainable, ObjectiveParam)
         self._teacher_state = teacher_state
         self._keeps_ema = keeps_ema
         self._student: weakref.ref[nnx.Module] | None = None
@@ -56,13 +108,17 @@ class InPlaceStep:
         self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
     ) -> dict[str, Mean]:
         """Update both in place; return the metrics."""
-        if optimizer.wrt != self._trainable:
+        if optimizer.wrt != self.wrt:
             raise ValueError(
                 "DistillStep: optimizer.wrt must be the step's trainable filter, "
-                f"{self._trainable}, got {optimizer.wrt}. Pass trainable= to "
-                "make_distill_step, or wrt= to nnx.Optimizer."
+                f"{self.wrt}, got {optimizer.wrt}. Pass trainable= to "
+                "make_distill_step, or wrt=step.wrt to nnx.Optimizer."
             )
-        graphdef, params, rest = nnx.split(student, self._trainable, ...)
+        module = self._module(student)
+        graphdef, params, rest = nnx.split(module, self._trainable, ...)
+        if self._has_params:
+            both: Any = student
+            params = _joined(student=params, objective=nnx.state(both.objective))
         params, rest = nnx.as_pure(params), nnx.as_pure(rest)
         refuse_shared_arrays((params, rest), self._teacher_state)
         state = DistillState(
@@ -72,15 +128,34 @@ class InPlaceStep:
             step=optimizer.step[...],
             rng=None,  # a module has its own streams
             ema=self._ema_of(student, params),
+            objective_state=self.objective_state,
         )
         state, metrics = self.compiled(
             graphdef, optimizer.tx, state, self._teacher_state, batch
         )
-        nnx.update(student, state.params, state.rest)
+        nnx.update(student, state.params)
+        nnx.update(module, state.rest)
         nnx.update(optimizer.opt_state, nnx.state(state.opt_state))
         optimizer.step.set_value(state.step)
         self.ema = state.ema
+        self.objective_state = state.objective_state
         return metrics
+
+    def _module(self, student: nnx.Module) -> nnx.Module:
+        """The student itself, without the objective's parameters."""
+        if isinstance(student, Projected) != self._has_params:
+            raise ValueError(
+                "DistillStep: student must be "
+                + (
+                    "with the parameters of the objective, got a bare module. Wrap it, "
+                    "and make the optimizer of the whole: distilljax.students."
+                    "Projected(student, objective, rngs=nnx.Rngs(0))."
+                    if self._has_params
+                    else "a bare module, got one with parameters of an objective that "
+                    "has none. Pass its .student, and make the optimizer of that."
+                )
+            )
+        return student.student if isinstance(student, Projected) else student
 
     def _ema_of(self, student: nnx.Module, params: PyTree) -> PyTree:
         if not self._keeps_ema:

@@ -139,18 +139,23 @@ class Checkpoints:
         return state["state"], meta
 
     def restore_student(self, step: int, like: Any) -> Any:
-        """Only some fields of the state, for evaluation or to be a teacher.
+        """Only the student, for evaluation or to be a teacher.
 
         Args:
           step: A step on disk.
-          like: A dict with some of the fields of `DistillState`.
+          like: A dict with some of the fields of `DistillState`, of the student alone:
+            parameters of the objective, which lie beside it, are not read.
         """
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with self._explained(step, "be complete and of this model"), context:
             path = str(self._directory / str(step))
-            found = ocp.load_checkpointables(path, {"state": like})
-        return found["state"]
+            meta = ocp.checkpointables_metadata(path).custom_metadata
+            beside = isinstance(meta, dict) and meta.get("objective_has_params", False)
+            inside = {"params", "ema"} if beside else set()
+            wanted = {k: {"student": x} if k in inside else x for k, x in like.items()}
+            found = ocp.load_checkpointables(path, {"state": wanted})["state"]
+        return {k: x["student"] if k in inside else x for k, x in found.items()}
 
     @contextlib.contextmanager
     def _explained(self, step: int, rule: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ The step runs both models, reduces every term by its own global count, different
 once, and updates the student. Where the teacher's outputs come from, it does not know.
 
 `_loss` is the loss; `_gradients` adds gradient accumulation; `_update` is one step.
+What an objective may have besides its call is said in `_objective.py`.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from distilljax import _objective
+from distilljax._capture import Student, bind_student, teacher_with_features
 from distilljax._functional import (
-    Apply,
     Batch,
     Forward,
     PyTree,
     cast_floating,
     default_forward,
     freeze,
-    module_apply,
-    pytree_apply,
     shard_as_batch,
     split_batch,
     split_module,
 )
 from distilljax._in_place import InPlaceStep
+from distilljax._objective import Objective
 from distilljax.state import DistillState
 from distilljax.terms import (
     Outputs,
     Term,
     as_outputs,
+    as_teacher,
     diagnostics,
     reduce_terms,
+    refuse_reserved_keys,
     refuse_reserved_names,
 )
 from distilljax.typing import Mean
-
-Objective = Callable[[Outputs, Outputs | None, Batch], Mapping[str, Term]]
 
 
 @dataclass(frozen=True)
@@ -76,53 +77,56 @@ class DistillStep:
     def _loss(
         self,
         params: PyTree,
-        apply: Apply,
         rest: PyTree,
-        teacher_state: PyTree,
         batch: Batch,
-        step: Array,
         rng: Array,
         counts: Mapping[str, Array] | None,
-    ) -> tuple[Array, tuple[PyTree, dict[str, Mean], dict[str, Array]]]:
+        *,
+        model: Student,
+        state: DistillState,
+        teacher_state: PyTree,
+    ) -> tuple[Array, tuple[PyTree, dict[str, Mean], dict[str, Array], PyTree]]:
         """The loss of one (micro)batch; `counts` are the denominators, if known."""
-        self._check_keys(batch)
+        refuse_reserved_keys(batch, has_teacher=self.teacher_apply is not None)
         seen = cast_floating(batch, self.compute_dtype)
-        outputs, rest = apply(
-            cast_floating(params, self.compute_dtype), rest, seen, rng
-        )
+        own = params["objective"] if self.has_params else None
+        weights = cast_floating(self.student_of(params), self.compute_dtype)
+        outputs, rest = model.apply(weights, rest, seen, rng)
         student = as_outputs(outputs)
-        teacher = batch.get("teacher")
-        teacher = teacher if teacher is None else as_outputs(teacher)
+        teacher = as_teacher(batch.get("teacher"))
         if self.teacher_apply is not None:
-            teacher = as_outputs(self.teacher_apply(teacher_state, seen))
+            teacher = as_teacher(self.teacher_apply(teacher_state, seen))
         teacher = jax.lax.stop_gradient(shard_as_batch(teacher, self.batch_axes))
-        terms = self.objective(student, teacher, {**batch, "step": step})
+        view = {**batch, "step": state.step}
+        if _objective.uses_average(self.objective):
+            weights = cast_floating(self.student_of(state.ema), self.compute_dtype)
+            average = as_outputs(model.infer(weights, state.rest, seen))
+            average = shard_as_batch(average, self.batch_axes)
+            view["average"] = jax.lax.stop_gradient(average)
+        terms, noted = _objective.evaluate(
+            self.objective, student, teacher, view, own, state.objective_state
+        )
         loss, metrics = reduce_terms(terms, counts)
         counts = {name: mean.count for name, mean in metrics.items()}
         always = jax.lax.stop_gradient(diagnostics(student, teacher, batch))
         refuse_reserved_names(metrics, always)
         metrics |= always
-        return loss, (rest, metrics, counts)
+        return loss, (rest, metrics, counts, jax.lax.stop_gradient(noted))
 
     def _gradients(
-        self, apply: Apply, state: DistillState, teacher_state: PyTree, batch: Batch
-    ) -> tuple[PyTree, PyTree, Array, dict[str, Mean]]:
+        self, model: Student, state: DistillState, teacher_state: PyTree, batch: Batch
+    ) -> tuple[PyTree, PyTree, Array, dict[str, Mean], PyTree]:
         """The gradient over the whole batch, in `accumulate` microbatches."""
         key = jax.random.key(0) if state.rng is None else state.rng
         key = jax.random.fold_in(key, state.step)
         rngs = jax.random.split(key, self.accumulate)
-
-        def loss(params, rest, batch, rng, counts):
-            return self._loss(
-                params, apply, rest, teacher_state, batch, state.step, rng, counts
-            )
-
+        given = {"model": model, "state": state, "teacher_state": teacher_state}
+        loss = partial(self._loss, **given)
         gradient = jax.value_and_grad(loss, has_aux=True)
         if self.accumulate == 1:
-            (total, (rest, metrics, _)), grads = gradient(
-                state.params, state.rest, batch, rngs[0], None
-            )
-            return grads, rest, total, metrics
+            args = (state.params, state.rest, batch, rngs[0], None)
+            (total, (rest, metrics, _, noted)), grads = gradient(*args)
+            return grads, rest, total, metrics, jax.tree.map(lambda x: x[None], noted)
 
         parts = split_batch(batch, self.accumulate)
 
@@ -137,25 +141,27 @@ class DistillStep:
         # Second pass: each microbatch divided by the count of the whole batch.
         def accumulate(carry, xs):
             grads, rest = carry
-            (total, (rest, metrics, _)), new = gradient(state.params, rest, *xs, counts)
-            return (jax.tree.map(jnp.add, grads, new), rest), (total, metrics)
+            (total, aux), new = gradient(state.params, rest, *xs, counts)
+            rest, metrics, _, noted = aux
+            return (jax.tree.map(jnp.add, grads, new), rest), (total, metrics, noted)
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (grads, rest), stacked = jax.lax.scan(
+        (grads, rest), (total, metrics, noted) = jax.lax.scan(
             accumulate, (zeros, state.rest), (parts, rngs)
         )
-        total, metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), stacked)
-        return grads, rest, total, metrics
+        total, metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), (total, metrics))
+        return grads, rest, total, metrics, noted
 
     def _update(
         self,
-        apply: Apply,
+        model: Student,
         tx: optax.GradientTransformation,
         state: DistillState,
         teacher_state: PyTree,
         batch: Batch,
     ) -> tuple[DistillState, dict[str, Mean]]:
-        grads, rest, loss, metrics = self._gradients(apply, state, teacher_state, batch)
+        found = self._gradients(model, state, teacher_state, batch)
+        grads, rest, loss, metrics, noted = found
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -163,7 +169,8 @@ class DistillStep:
             ema = optax.incremental_update(params, ema, 1.0 - self.ema_decay)
         metrics["loss"] = Mean(loss, jnp.ones(()))
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
-        new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema)
+        own = _objective.next_state(self.objective, state.objective_state, noted)
+        new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema, own)
         return new, metrics
 
     def init(
@@ -181,7 +188,8 @@ class DistillStep:
         Args:
           student: The module, or the trainable pytree of a model that is not one.
           rest: Other arrays of a pytree model; see `make_distill_step`.
-          rng: Key of the random stream of a pytree model; key(0) if None.
+          rng: Key of the random stream of a pytree model, and of the parameters of the
+            objective, if it has any; key(0) if None.
         """
         if isinstance(student, nnx.Module):
             self._require(self.student, "student")
@@ -190,6 +198,9 @@ class DistillStep:
             params = student
         params, rest = jax.tree.map(jnp.copy, (params, rest))
         key = jax.random.key(0) if rng is None else rng
+        if self.has_params:
+            own = _objective.init_params(self.objective, key)
+            params = {"student": params, "objective": own}
         return DistillState(
             params=params,
             rest=rest,
@@ -198,7 +209,22 @@ class DistillStep:
             rng=jnp.copy(key),
             # a copy: parameters and average are both donated to the next step
             ema=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
+            objective_state=_objective.init_state(self.objective),
         )
+
+    @cached_property
+    def has_params(self) -> bool:
+        """True if the objective has parameters of its own to train."""
+        return _objective.has_params(self.objective)
+
+    def student_of(self, params: PyTree) -> PyTree:
+        """The student's own part of `state.params` or `state.ema`."""
+        return params["student"] if self.has_params else params
+
+    def _bind(self, graphdef: nnx.GraphDef | None) -> Student:
+        """The student's pure functions; of a pytree, if there is no graph."""
+        forward = self.student_forward
+        return bind_student(graphdef, self.trainable, forward, self.objective)
 
     @cached_property
     def pure(self) -> Callable[..., tuple[DistillState, dict[str, Mean]]]:
@@ -206,18 +232,16 @@ class DistillStep:
 
         `state` is donated: its buffers become those of the new state.
         """
-        if self.student is None:
-            apply = pytree_apply(self.student_forward)
-        else:
+        graphdef = None
+        if self.student is not None:
             graphdef, _, _ = split_module(self.student, self.trainable, training=True)
-            apply = module_apply(graphdef, self.trainable, self.student_forward)
-        update = partial(self._update, apply, self._require(self.tx, "tx"))
+        tx = self._require(self.tx, "tx")
+        update = partial(self._update, self._bind(graphdef), tx)
         if self.state_shardings is None:
             return jax.jit(update, donate_argnums=0)
         # The state keeps its shardings, so the second step is the same program.
-        return jax.jit(
-            update, donate_argnums=0, out_shardings=(self.state_shardings, None)
-        )
+        shardings = (self.state_shardings, None)
+        return jax.jit(update, donate_argnums=0, out_shardings=shardings)
 
     def __call__(
         self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
@@ -228,8 +252,8 @@ class DistillStep:
     @cached_property
     def _in_place(self) -> InPlaceStep:
         return InPlaceStep(
-            self._update,
-            self.student_forward,
+            lambda graphdef, *args: self._update(self._bind(graphdef), *args),
+            self.objective,
             self.trainable,
             self.teacher_state,
             keeps_ema=self.ema_decay is not None,
@@ -244,14 +268,19 @@ class DistillStep:
         """Go on from a saved `ema`, for a student that is updated in place."""
         self._in_place.ema = jax.tree.map(jnp.copy, ema)
 
-    def _check_keys(self, batch: Batch) -> None:
-        ours = {"step"} if self.teacher_apply is None else {"step", "teacher"}
-        if taken := sorted(ours & batch.keys()):
-            raise ValueError(
-                f"DistillStep: batch must not have the keys {sorted(ours)}, got "
-                f"{taken}. The step adds 'step', and a teacher given to "
-                "make_distill_step makes its own outputs: rename or drop the key."
-            )
+    @property
+    def wrt(self) -> Any:
+        """The filter of the optimizer's `wrt`: what is trained of what is passed."""
+        return self._in_place.wrt
+
+    @property
+    def objective_state(self) -> PyTree:
+        """The objective's state where modules are updated in place; None without."""
+        return self._in_place.objective_state
+
+    def load_objective_state(self, state: PyTree) -> None:
+        """Go on from a saved `objective_state`, in a loop that updates in place."""
+        self._in_place.objective_state = jax.tree.map(jnp.copy, state)
 
     def _require(self, value: Any, name: str) -> Any:
         if value is None:
@@ -288,7 +317,8 @@ def make_distill_step(
         batch it sees has one more key, `step`: the number of updates made so far, for
         schedules.
       teacher: An `nnx.Module`, any pytree (with `teacher_forward`), or None if the
-        objective needs no teacher or the batch has its outputs under `teacher`.
+        objective needs no teacher or the batch has its outputs under `teacher`. A dict
+        of modules is several teachers, whose outputs arrive under their names.
       student_forward: `(model, batch) -> Outputs | logits`. For a student that is no
         NNX module: `(params, batch)`; or `(params, rest, batch, rng) -> (outputs,
         rest)` if `init` was given a `rest`. Default: `model(batch["inputs"])`, or
@@ -337,9 +367,12 @@ def make_distill_step(
             f"make_distill_step: ema_decay must lie in [0, 1), got {ema_decay}. "
             "Use 0.999 or so, or None for no average."
         )
+    _objective.check_average(objective, ema_decay)
     apply, state = None, None
     if teacher is not None:
-        apply, state = freeze(teacher, teacher_forward, compute_dtype)
+        names = _objective.features_of(objective, "teacher")
+        captured = teacher_with_features(teacher, teacher_forward, names)
+        apply, state = freeze(*captured, compute_dtype)
     return DistillStep(
         objective=objective,
         student_forward=student_forward or default_forward,

@@ -124,7 +124,7 @@ class Group:
     """
 
     pattern: str
-    """Regular expression, searched in the path, such as ``projections/``."""
+    """Regular expression, searched in the path, such as ``projection/``."""
     scale: float
     """Factor on the learning rate; 0 freezes the group."""
 

@@ -6,11 +6,11 @@ that differ in their objective share the teacher and the evaluation.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from typing import Any
@@ -21,7 +21,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax._checks import fail
+from distilljax._capture import teacher_with_features
+from distilljax._checks import fail, inputs_in_errors
 from distilljax._functional import (
     default_forward,
     default_teacher_forward,
@@ -36,7 +37,7 @@ from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
 from distilljax.sharding import BATCH_AXES, batch_sharding, tree_shardings
-from distilljax.terms import as_outputs
+from distilljax.terms import as_one_teacher, as_outputs, as_teacher
 from distilljax.workdir import fingerprint, placed
 
 # The fields of a config that each of them depends on.
@@ -118,21 +119,35 @@ class Programs:
 class Teacher:
     """A frozen teacher: its module, its pure form, and the digest of its arrays."""
 
-    module: nnx.Module
+    module: Any  # or a dict of several
     apply: Callable[[Any, Any], Any]
     state: Any
     fingerprint: str
 
+    def logits(self, state: Any, batch: Any) -> Any:
+        """Its logits, of several teachers those of their mean; None if it has none."""
+        one = as_one_teacher(as_teacher(self.apply(state, batch)))
+        return None if one is None else one.logits
+
     @classmethod
     def load(cls, config: Config, mesh: Mesh) -> Teacher:
         """Build it with the config's own call, onto the mesh."""
-        module = config.teacher(mesh, config.teacher_rules)
+        rules = config.teacher_rules
+        if isinstance(config.teacher, Mapping):
+            module = {name: make(mesh, rules) for name, make in config.teacher.items()}
+        else:
+            module = config.teacher(mesh, rules)
         # what was built elsewhere would be sent again in every step
-        arrays = nnx.state(module)
-        shardings = tree_shardings(arrays, mesh, config.teacher_rules)
-        nnx.update(module, jax.device_put(arrays, shardings))
-        apply, state = freeze(module, config.teacher_forward)
+        arrays = nnx.state(_one_module(module))
+        shardings = tree_shardings(arrays, mesh, rules)
+        nnx.update(_one_module(module), jax.device_put(arrays, shardings))
+        apply, state = freeze(*teacher_with_features(module, config.teacher_forward))
         return cls(module, apply, state, fingerprint(state))
+
+
+def _one_module(teacher: Any) -> Any:
+    """Several teachers by name as one module."""
+    return nnx.Dict(teacher) if isinstance(teacher, Mapping) else teacher
 
 
 class Student:
@@ -155,7 +170,7 @@ class Student:
         self._kept: dict[Any, list[Any]] = {}
         if teacher is not None:
             self._teacher_logits = jax.jit(
-                lambda state, batch: as_outputs(teacher.apply(state, batch)).logits,
+                teacher.logits,
                 out_shardings=self._sharding,
             )
 
@@ -170,7 +185,7 @@ class Student:
         )
         apply = module_apply(graphdef, self.trainable, self.forward)
         key = jax.random.key(0)
-        with _inputs_in_errors("student", batch):
+        with inputs_in_errors("student", batch):
             z = jax.eval_shape(
                 lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch
             )
@@ -198,15 +213,14 @@ class Student:
             )
         if self.teacher is None:
             return
-        with _inputs_in_errors("teacher", batch):
-            v = jax.eval_shape(self.teacher.apply, self.teacher.state, batch)
-        v = as_outputs(v)
-        if v.logits is not None and v.logits.shape[-1] != num_classes:
+        with inputs_in_errors("teacher", batch):
+            v = jax.eval_shape(self.teacher.logits, self.teacher.state, batch)
+        if v is not None and v.shape[-1] != num_classes:
             fail(
                 "train",
                 "the teacher",
                 f"have the student's classes, {num_classes}",
-                v.logits.shape[-1],
+                v.shape[-1],
                 f"Change the student of {config.name!r}, or name another teacher with "
                 "--teacher.workdir.",
             )
@@ -283,25 +297,16 @@ class Student:
 
             models = {"student": Model(student, (params, rest), params)}
             if (teacher := self.teacher) is not None:
-
-                def taught(state, x):
-                    return as_outputs(teacher.apply(state, {"inputs": x})).logits
-
-                own = nnx.to_pure_dict(nnx.state(teacher.module, nnx.Param))
-                models["teacher"] = Model(taught, teacher.state, own)
+                own = nnx.to_pure_dict(
+                    nnx.state(_one_module(teacher.module), nnx.Param)
+                )
+                models["teacher"] = Model(
+                    lambda state, x: teacher.logits(state, {"inputs": x}),
+                    teacher.state,
+                    own,
+                )
             self._costs = costs(models, example)
         return self._costs
-
-
-@contextlib.contextmanager
-def _inputs_in_errors(whose: str, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Add to whatever a model raises what it was given."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in batch.items())
-        error.add_note(f"(The {whose} was called with a batch of {shapes}.)")
-        raise
 
 
 class Training:
@@ -329,9 +334,15 @@ class Training:
         )
 
         def init(seed):
-            return make().init(config.student(nnx.Rngs(jax.random.key(seed))))
+            key = jax.random.key(seed)
+            return make().init(config.student(nnx.Rngs(key)), rng=key)
 
-        self.like = placed(jax.eval_shape(init, 0), mesh, config.student_rules)
+        shapes = jax.eval_shape(init, 0)
+        rules = config.student_rules
+        # replicated, unless a rule says otherwise: all devices read all of a queue
+        own = placed(shapes.objective_state, mesh, rules, min_size=sys.maxsize)
+        like = placed(replace(shapes, objective_state=None), mesh, rules)
+        self.like = replace(like, objective_state=own)
         shardings = jax.tree.map(lambda x: x.sharding, self.like)
         self.init: Callable[[int], DistillState] = jax.jit(
             init, out_shardings=shardings

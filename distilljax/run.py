@@ -266,10 +266,17 @@ class Run:
         if self.config.validation is None:
             return None
         source = self.open(self.config.validation)
-        found = self.student.evaluate(self.config, *_evaluated(state), source).student
+        found = self.student.evaluate(
+            self.config, *self.evaluated(state), source
+        ).student
         numbers = {k: v for k, v in found.items() if isinstance(v, float)}
         log("validation", {"step": step, **numbers})
         return numbers
+
+    def evaluated(self, state: Any) -> tuple[Any, Any]:
+        """The student's parameters, or their average if it is kept; and the rest."""
+        params = state.params if state.ema is None else state.ema
+        return self.training.step.student_of(params), state.rest
 
     def saves(self, step: int, numbers: dict[str, float] | None) -> bool:
         """True if a checkpoint is due: by the clock, or as the best so far."""
@@ -284,6 +291,7 @@ class Run:
             "data": data,
             "teacher": self.taught_by,
             "seconds": self.seconds(),
+            "objective_has_params": self.training.step.has_params,
             "config": self.saved,
             "versions": versions(),
         }
@@ -352,7 +360,7 @@ class Run:
         predictions = None
         if config.test is not None:
             measured, predictions = self.student.measure(
-                config, *_evaluated(state), self.open(config.test)
+                config, *self.evaluated(state), self.open(config.test)
             )
             results |= {"split": "test", **measured}
         if jax.process_index() == 0:
@@ -361,8 +369,3 @@ class Run:
             text = json.dumps(results, indent=1) + "\n"
             write_atomically(self.workdir / "results.json", text)
         return results
-
-
-def _evaluated(state: Any) -> tuple[Any, Any]:
-    """The parameters that are measured, or their average if it is kept; the rest."""
-    return (state.params if state.ema is None else state.ema), state.rest

@@ -16,7 +16,8 @@ class DistillState:
     """All that training changes, as pytrees of arrays: save this, resume exactly.
 
     Attributes:
-      params: What is trained.
+      params: What is trained: the student's parameters; or, for an objective that has
+        parameters of its own, `{"student": ..., "objective": ...}`.
       rest: The student's other arrays: frozen parameters, batch statistics, random
         streams.
       opt_state: State of the optimizer.
@@ -24,6 +25,7 @@ class DistillState:
       rng: Key of the random stream of pytree models, of any implementation (an NNX
         module has its own).
       ema: Exponential moving average of `params`, or None.
+      objective_state: State of the objective, such as a queue; None if it has none.
     """
 
     # Any: in a pytree of shapes or shardings, these are not arrays
@@ -33,3 +35,4 @@ class DistillState:
     step: Any
     rng: Any
     ema: PyTree = None
+    objective_state: PyTree = None

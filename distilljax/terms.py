@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ class Outputs:
     """What a model says about a batch.
 
     Attributes:
-      logits: Unnormalised log-probabilities, floating point, [batch, ..., classes].
+      logits: Unnormalised log-probabilities, floating point, [batch, ..., classes]; a
+        teacher's may be `losses.SparseLogits` or `losses.SampledLogits`.
       features: Named intermediate arrays, for losses that compare them.
 
     Example:
@@ -29,8 +30,13 @@ class Outputs:
       (2, 10)
     """
 
+    # Any, because transformations rebuild this node around whatever they carry
     logits: Any = None
-    features: Mapping[str, Array] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
+# What an objective gets of teachers: one, several by name, or none.
+Teacher = Outputs | Mapping[str, Outputs] | None
 
 
 @jax.tree_util.register_dataclass
@@ -115,6 +121,17 @@ def reduce_terms(
     return loss, metrics
 
 
+def refuse_reserved_keys(batch: Batch, *, has_teacher: bool) -> None:
+    """Raise if the batch has a key that the step itself sets."""
+    ours = {"step", "teacher"} if has_teacher else {"step"}
+    if taken := sorted(ours & batch.keys()):
+        raise ValueError(
+            f"DistillStep: batch must not have the keys {sorted(ours)}, got {taken}. "
+            "The step adds 'step', and a teacher given to make_distill_step makes its "
+            "own outputs: rename or drop the key."
+        )
+
+
 def refuse_reserved_names(terms: Mapping[str, Any], always: Mapping[str, Any]) -> None:
     """Raise if a term has the name of a metric that is always logged."""
     taken = sorted(terms.keys() & {*always, "loss", "grad_norm"})
@@ -131,12 +148,41 @@ def as_outputs(outputs: Any) -> Outputs:
     return outputs if isinstance(outputs, Outputs) else Outputs(logits=outputs)
 
 
-def diagnostics(
-    student: Outputs, teacher: Outputs | None, batch: Batch
-) -> dict[str, Mean]:
+def as_teacher(outputs: Any) -> Teacher:
+    """The outputs of one teacher, of several by name, or of none."""
+    if outputs is None:
+        return None
+    if isinstance(outputs, Mapping):
+        return {name: as_outputs(x) for name, x in outputs.items()}
+    return as_outputs(outputs)
+
+
+def as_one_teacher(teacher: Teacher) -> Outputs | None:
+    """Several teachers as the mean of their probabilities; one as it is."""
+    if not isinstance(teacher, Mapping):
+        return teacher
+    logits = [outputs.logits for outputs in teacher.values()]
+    if any(v is None or v.shape != logits[0].shape for v in logits):
+        return None  # nothing that could be averaged
+    return Outputs(log_mean_probabilities(logits))
+
+
+def log_mean_probabilities(
+    logits: Sequence[Array], weights: Sequence[Any] | None = None
+) -> Array:
+    """The log of the mean distribution; weights are divided by their sum."""
+    stacked = jnp.stack([jnp.asarray(v, jnp.float32) for v in logits])
+    weights = [1.0] * len(logits) if weights is None else weights
+    share = jnp.asarray(weights, jnp.float32).reshape(-1, *[1] * logits[0].ndim)
+    log_p = jax.nn.log_softmax(stacked, axis=-1)
+    return jax.nn.logsumexp(log_p, axis=0, b=share / jnp.sum(share))
+
+
+def diagnostics(student: Outputs, teacher: Teacher, batch: Batch) -> dict[str, Mean]:
     """What is always logged of two sets of logits, at temperature 1, in nats."""
     z = student.logits
-    v = None if teacher is None else teacher.logits
+    one = as_one_teacher(teacher)
+    v = None if one is None else one.logits
     if z is None:
         return {}
     positions = z.shape[:-1]
@@ -150,7 +196,13 @@ def diagnostics(
     metrics = {"student_entropy": mean(losses.soft_cross_entropy(z, z))}
     if (labels := batch.get("labels")) is not None and labels.shape == positions:
         metrics["accuracy"] = mean((top_z == labels).astype(jnp.float32))
-    if v is not None and v.shape == z.shape:
+    if isinstance(v, losses.SparseLogits):
+        best = jnp.argmax(v.log_probs, axis=-1)[..., None]
+        top_v = jnp.take_along_axis(v.ids, best, axis=-1)[..., 0]
+        metrics["agreement"] = mean((top_z == top_v).astype(jnp.float32))
+        if 1.0 in v.temperatures:  # of the tail bucket, so at most the dense one
+            metrics["kl"] = mean(losses.forward_kl(z, v))
+    elif v is not None and getattr(v, "shape", None) == z.shape:
         agree = (top_z == jnp.argmax(v, axis=-1)).astype(jnp.float32)
         metrics["agreement"] = mean(agree)
         metrics["kl"] = mean(losses.forward_kl(z, v))

@@ -236,13 +236,15 @@ class TrainedRun:
         return nnx.merge(graphdef, found[field], found["rest"])
 
 
-def placed(abstract: Any, mesh: Mesh | None, rules: Sequence[Rule]) -> Any:
+def placed(
+    abstract: Any, mesh: Mesh | None, rules: Sequence[Rule], min_size: int = 1024
+) -> Any:
     """Shapes with the sharding that each array is to have, for a checkpoint to fill."""
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: device, abstract)
     else:
-        shardings = tree_shardings(abstract, mesh, rules)
+        shardings = tree_shardings(abstract, mesh, rules, min_size=min_size)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,

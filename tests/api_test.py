@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import distilljax
+from distilljax import losses
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -20,6 +21,7 @@ MODULES = [
     "distilljax",
     "distilljax.losses",
     "distilljax.objectives",
+    "distilljax.students",
     "distilljax.models",
     "distilljax.data",
     "distilljax.optimizers",
@@ -30,7 +32,7 @@ MODULES = [
 ]
 
 # Where a reader looks a name up; other modules may stand on any page.
-PAGES = {"distilljax.losses": "losses.md"}
+PAGES = {"distilljax.losses": "*losses.md"}
 
 
 # Nobody makes these by hand: the example of the function that returns one shows it.
@@ -58,7 +60,12 @@ NAMES = [
     for module in MODULES
     for name in public_names(importlib.import_module(module))
 ]
-LOSSES = [p for p in NAMES if p.values[0] == "distilljax.losses"]
+LOSSES = [
+    p
+    for p in NAMES
+    if p.values[0] == "distilljax.losses"
+    and inspect.isfunction(getattr(losses, p.values[1]))
+]
 
 
 def docstring(module: str, name: str) -> str:

@@ -25,6 +25,8 @@ LAYERS = [
     {"typing", "_checks", "_functional"},
     {"losses"},
     {"terms", "state"},
+    {"_objective"},
+    {"_capture"},
     {"_in_place"},
     {"distill"},
     {
@@ -40,6 +42,7 @@ LAYERS = [
 SIBLINGS = {
     ("config", "optimizers"): "a config's default optimizer is a real one",
     ("config", "sharding"): "a config holds the rules by which parameters are placed",
+    ("objectives", "students"): "an objective over features owns its projections",
     ("train", "run"): "the loop is the order in which the parts of a run act",
     ("train", "programs"): "the loop shares the programs of several runs",
     ("run", "programs"): "a run uses the programs that are compiled there",

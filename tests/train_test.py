@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distilljax import data, models, objectives, optimizers
+from distilljax import data, models, objectives, optimizers, students
 from distilljax.checkpoints import Checkpoints, StopSignal
 from distilljax.config import Config, load_experiment
 from distilljax.metrics import NonFiniteError
@@ -314,7 +314,9 @@ def test_eight_devices_learn_what_four_by_two_learn(tmp_path, tiny):
 def variants(tiny: Config) -> dict[str, Config]:
     return {
         "dropout": tiny,
-        "average, microbatches": replace(tiny, ema_decay=0.9, accumulate=2, seed=3),
+        "average, microbatches": replace(
+            tiny, ema_decay=0.9, accumulate=2, seed=3, objective=everything()
+        ),
         "batch statistics, augmentation": replace(
             tiny,
             student=models.ConvNet(num_classes=3, channels=(4,), dropout=0.3),
@@ -323,6 +325,26 @@ def variants(tiny: Config) -> dict[str, Config]:
             optimizer=optimizers.SGD(0.05),
         ),
     }
+
+
+def everything() -> objectives.Sum:
+    """Objectives with projections, with state, and with a schedule."""
+    hint = objectives.FeatureKD(
+        {"layers/0": "layers/0"},
+        projection=students.Projection(16, 12),
+        weight=optimizers.Linear(1.0, 0.0, num_steps=10),
+    )
+    crowd = objectives.ContrastiveKD(
+        "layers/0", "layers/0", 16, 12, width=4, queue_size=64
+    )
+    return objectives.Sum(
+        {
+            "labels": objectives.CrossEntropy(),
+            "hint": hint,
+            "crowd": crowd,
+            "taid": objectives.TAID(num_steps=20, rate=0.1),
+        }
+    )
 
 
 def as_images(model, batch):
@@ -478,6 +500,28 @@ def test_the_moving_average_is_what_is_measured(tmp_path, tiny, programs):
     assert not np.array_equal(averaged, found["['params']['layers']['0']['kernel']"])
     assert results["student"]["parameters"] == 8 * 16 + 16 + 16 * 3 + 3
     module = TrainedRun(str(tmp_path))()
+    np.testing.assert_array_equal(module.layers[0].kernel[...], averaged)
+
+
+def test_what_the_objective_owns_is_saved_and_is_not_the_student(
+    tmp_path, tiny, programs
+):
+    """As a teacher, evaluated, counted: only the student's part is read."""
+    config = variants(tiny)["average, microbatches"]
+    results = train(config, tmp_path, programs=programs)
+    step = results["selected"]["step"]
+    found = saved_arrays(tmp_path, step)
+    queue = "['objective_state']['crowd']['queue']"
+    own = "['objective']['hint']['layers/0']['projection']['kernel']"
+    assert found[f"['params']{own}"].shape == found[f"['ema']{own}"].shape == (16, 12)
+    assert any(own in path for path in found if path.startswith("['opt_state']"))
+    assert found[f"{queue}['features']"].shape == (64, 4)
+    assert found["['objective_state']['taid']['t']"] > 0.4
+    assert results["student"]["parameters"] == 8 * 16 + 16 + 16 * 3 + 3
+    again = evaluate(config, tmp_path, split="test", programs=programs)
+    assert again["student"]["nll"] == results["student"]["nll"]
+    module = TrainedRun(str(tmp_path))()
+    averaged = found["['ema']['student']['layers']['0']['kernel']"]
     np.testing.assert_array_equal(module.layers[0].kernel[...], averaged)
 
 

@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -225,12 +225,18 @@ def _parse_fields(config: Config, words: Sequence[str], prog: str) -> Config:
 
 
 def _keys(part: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all fields, as the command line spells them."""
-    hints = typing.get_type_hints(type(part))
-    for field in dataclasses.fields(part):
-        value, name = getattr(part, field.name), prefix + field.name.replace("_", "-")
+    """The dotted names of all fields and named parts, as the command line has them."""
+    if isinstance(part, Mapping):
+        named = {str(name): (value, None) for name, value in part.items()}
+    else:
+        hints = typing.get_type_hints(type(part))
+        fields = (field.name for field in dataclasses.fields(part))
+        named = {name: (getattr(part, name), hints[name]) for name in fields}
+    for field, (value, hint) in named.items():
+        name = prefix + field.replace("_", "-")
         nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
-        if nested and not _is_schedule(hints[field.name]):
+        parts = isinstance(value, Mapping) and len(value) > 0
+        if (nested and not _is_schedule(hint)) or parts:
             yield from _keys(value, f"{name}.")
         else:
             yield name

@@ -40,7 +40,7 @@ class Evaluator:
 
     Args:
       student: The student's structure, abstract or real.
-      teacher_apply: `(state, batch) -> outputs` of the frozen teacher, or None.
+      teacher_logits: `(state, batch) -> logits` of the frozen teacher, or None.
       student_forward: `(model, batch) -> Outputs | logits`.
       mesh: Devices to run on; batches are sharded over `data` and `fsdp`.
       trainable: The filter by which the student's state was split.
@@ -49,7 +49,7 @@ class Evaluator:
     def __init__(
         self,
         student: nnx.Module,
-        teacher_apply: Callable[[PyTree, Any], Any] | None,
+        teacher_logits: Callable[[PyTree, Any], Any] | None,
         *,
         mesh: Mesh,
         student_forward: Forward | None = None,
@@ -62,8 +62,8 @@ class Evaluator:
             model = nnx.merge(graphdef, params, rest, copy=True)
             z = as_outputs(forward(model, batch)).logits
             v = None
-            if teacher_apply is not None:
-                v = as_outputs(teacher_apply(teacher_state, batch)).logits
+            if teacher_logits is not None:
+                v = teacher_logits(teacher_state, batch)
             where, labels = batch["loss_mask"], batch["labels"]
             return (
                 measure(z, v, labels, where),

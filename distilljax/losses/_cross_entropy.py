@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Integer, Shaped
 
 from distilljax._checks import check_between, check_labels, check_logits, check_where
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._categories import categories, sampled
+from distilljax.losses._sparse import SampledLogits, Teacher
 from distilljax.typing import Scalar
 
 
@@ -64,25 +66,19 @@ def cross_entropy(
     log_q = jax.nn.log_softmax(numerics.zero_masked(logits, mask, trailing=1))
     eps = jnp.asarray(label_smoothing).astype(log_q.dtype)
 
-    labels = jnp.asarray(labels)
-    if labels.dtype.itemsize < 4:  # uint8 could not be compared with 1000 classes
-        labels = labels.astype(jnp.int32)
-    valid = (labels >= 0) & (labels < logits.shape[-1])
-    index = jnp.where(valid, labels, jnp.zeros_like(labels))
+    index, valid = numerics.index_in(jnp.asarray(labels), logits.shape[-1])
     hard = jnp.take_along_axis(log_q, index[..., None], axis=-1)[..., 0]
     live = ~numerics.is_zero(log_q)
     spread = jnp.where(live, log_q, jnp.zeros((), log_q.dtype)).sum(axis=-1)
     soft = spread / jnp.maximum(live.sum(axis=-1), 1).astype(log_q.dtype)
     values = -(1 - eps) * hard - eps * soft
-    # A product, and not a select, so that the gradient becomes nan as well: an update
-    # that silently ignores a bad label is worse than one that stops the run.
-    poison = jnp.where(valid, 1.0, jnp.nan).astype(values.dtype)
-    return numerics.zero_masked(values * poison, mask)
+    values *= numerics.poison(valid, values.dtype)
+    return numerics.zero_masked(values, mask)
 
 
 def soft_cross_entropy(
     student: Float[Array, "*batch classes"],
-    teacher: Float[Array, "..."],
+    teacher: Teacher,
     *,
     temperature: Scalar = 1.0,
     where: Shaped[Array, "..."] | None = None,
@@ -94,12 +90,14 @@ def soft_cross_entropy(
 
     Equal to `forward_kl` plus the teacher's entropy, with the same gradient, namely
     (q - p) / T: it is not 0 at q = p, so prefer the KL where the number is looked at.
-    With the same logits twice it is their entropy.
+    With the same logits twice it is their entropy. With `SampledLogits` its mean, and
+    that of its gradient, are those of the dense teacher.
 
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
-      teacher: Logits of the same shape; gets none.
-      temperature: T > 0, divides both; may be traced.
+      teacher: Logits of the same shape, or `SparseLogits` or `SampledLogits` of it;
+        gets no gradient.
+      temperature: T > 0, divides both; may be traced. 1 for a sample.
       where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
         whatever the logits. None counts every position.
 
@@ -119,9 +117,11 @@ def soft_cross_entropy(
     Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
     NeurIPS Deep Learning Workshop 2014, arXiv 1503.02531, equation 2.
     """
-    log_q, log_p, mask = numerics.log_probs(
-        "soft_cross_entropy", student, teacher, temperature, where
-    )
+    function = "soft_cross_entropy"
+    if isinstance(teacher, SampledLogits):
+        log_q, log_p, mask = sampled(function, student, teacher, temperature, where)
+    else:
+        log_q, log_p, mask = categories(function, student, teacher, temperature, where)
     values = -jnp.sum(jnp.exp(log_p) * numerics.floored(log_q), axis=-1)
     values += numerics.infinite_if_missing(log_p, log_q)
     return numerics.zero_masked(values, mask)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._categories import categories, sampled
+from distilljax.losses._sparse import SampledLogits, Teacher
 from distilljax.typing import Scalar
 
 # In every loss `teacher` and `where` are annotated with "...": their shapes are checked
@@ -13,7 +16,7 @@ from distilljax.typing import Scalar
 
 def forward_kl(
     student: Float[Array, "*batch classes"],
-    teacher: Float[Array, "..."],
+    teacher: Teacher,
     *,
     temperature: Scalar = 1.0,
     where: Shaped[Array, "..."] | None = None,
@@ -27,10 +30,16 @@ def forward_kl(
     teacher's entropy, so that it is 0 when the student has learnt everything. It covers
     every mode of the teacher. There is no factor T^2 in it.
 
+    With `SampledLogits` it is the divergence sum of t log(t / q) - t + q of the sampled
+    target t, 0 at q = t. The entropy of a sample is less than that of its teacher, so
+    the value is too large, on average by a constant that the student cannot change;
+    its gradient, q sum(t) - t, has the dense one as its mean.
+
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
-      teacher: Logits of the same shape; gets none.
-      temperature: T > 0, divides both; may be traced.
+      teacher: Logits of the same shape, or `SparseLogits` or `SampledLogits` of it;
+        gets no gradient.
+      temperature: T > 0, divides both; may be traced. 1 for a sample.
       where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
         whatever the logits. None counts every position.
 
@@ -51,15 +60,22 @@ def forward_kl(
     Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
     NeurIPS Deep Learning Workshop 2014, arXiv 1503.02531, section 2.
     """
-    log_q, log_p, mask = numerics.log_probs(
-        "forward_kl", student, teacher, temperature, where
-    )
+    if isinstance(teacher, SampledLogits):
+        # Once for each class, or the sample's entropy would count copies apart.
+        log_q, log_t, mask = sampled(
+            "forward_kl", student, teacher.merge(), temperature, where
+        )
+        t = jnp.exp(log_t)
+        values = 1 + jnp.sum(t * numerics.log_ratio(log_t, log_q) - t, axis=-1)
+        values += numerics.infinite_if_missing(log_t, log_q)
+        return numerics.zero_masked(values, mask)
+    log_q, log_p, mask = categories("forward_kl", student, teacher, temperature, where)
     return numerics.zero_masked(numerics.kl(log_p, log_q), mask)
 
 
 def reverse_kl(
     student: Float[Array, "*batch classes"],
-    teacher: Float[Array, "..."],
+    teacher: Teacher,
     *,
     temperature: Scalar = 1.0,
     where: Shaped[Array, "..."] | None = None,
@@ -75,7 +91,7 @@ def reverse_kl(
 
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
-      teacher: Logits of the same shape; gets none.
+      teacher: Logits of the same shape, or `SparseLogits` of it; gets none.
       temperature: T > 0, divides both; may be traced.
       where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
         whatever the logits. None counts every position.
@@ -96,7 +112,5 @@ def reverse_kl(
     Reference: Gu, Dong, Wei, Huang, "MiniLLM: Knowledge Distillation of Large Language
     Models", ICLR 2024, arXiv 2306.08543, equation 1.
     """
-    log_q, log_p, mask = numerics.log_probs(
-        "reverse_kl", student, teacher, temperature, where
-    )
+    log_q, log_p, mask = categories("reverse_kl", student, teacher, temperature, where)
     return numerics.zero_masked(numerics.kl(log_q, log_p), mask)

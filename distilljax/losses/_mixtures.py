@@ -7,12 +7,14 @@ from jaxtyping import Array, Float, Shaped
 
 from distilljax._checks import check_between
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._categories import categories
+from distilljax.losses._sparse import Teacher
 from distilljax.typing import Scalar
 
 
 def jensen_shannon(
     student: Float[Array, "*batch classes"],
-    teacher: Float[Array, "..."],
+    teacher: Teacher,
     *,
     beta: Scalar = 0.5,
     temperature: Scalar = 1.0,
@@ -33,7 +35,7 @@ def jensen_shannon(
 
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
-      teacher: Logits of the same shape; gets none.
+      teacher: Logits of the same shape, or `SparseLogits` of it; gets none.
       beta: Weight of the teacher in the mixture, in [0, 1]; may be traced.
       temperature: T > 0, divides both; may be traced.
       where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
@@ -55,7 +57,7 @@ def jensen_shannon(
     Reference: Agarwal et al., "On-Policy Distillation of Language Models: Learning from
     Self-Generated Mistakes", ICLR 2024, arXiv 2306.13649, section 2.
     """
-    log_q, log_p, mask = numerics.log_probs(
+    log_q, log_p, mask = categories(
         "jensen_shannon", student, teacher, temperature, where
     )
     check_between("jensen_shannon", "beta", beta, 0, 1)
@@ -76,7 +78,7 @@ def jensen_shannon(
 
 def skew_forward_kl(
     student: Float[Array, "*batch classes"],
-    teacher: Float[Array, "..."],
+    teacher: Teacher,
     *,
     skew: Scalar = 0.1,
     temperature: Scalar = 1.0,
@@ -93,7 +95,7 @@ def skew_forward_kl(
 
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
-      teacher: Logits of the same shape; gets none.
+      teacher: Logits of the same shape, or `SparseLogits` of it; gets none.
       skew: Weight of the teacher in the mixture, in [0, 1]; may be traced.
       temperature: T > 0, divides both; may be traced.
       where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
@@ -113,7 +115,7 @@ def skew_forward_kl(
     Reference: Ko, Kim, Chen, Yun, "DistiLLM: Towards Streamlined Distillation for Large
     Language Models", ICML 2024, arXiv 2402.03898, section 3.1.
     """
-    log_q, log_p, mask = numerics.log_probs(
+    log_q, log_p, mask = categories(
         "skew_forward_kl", student, teacher, temperature, where
     )
     check_between("skew_forward_kl", "skew", skew, 0, 1)
@@ -123,7 +125,7 @@ def skew_forward_kl(
 
 def skew_reverse_kl(
     student: Float[Array, "*batch classes"],
-    teacher: Float[Array, "..."],
+    teacher: Teacher,
     *,
     skew: Scalar = 0.1,
     temperature: Scalar = 1.0,
@@ -140,7 +142,7 @@ def skew_reverse_kl(
 
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
-      teacher: Logits of the same shape; gets none.
+      teacher: Logits of the same shape, or `SparseLogits` of it; gets none.
       skew: Weight of the student in the mixture, in [0, 1]; may be traced.
       temperature: T > 0, divides both; may be traced.
       where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
@@ -160,7 +162,7 @@ def skew_reverse_kl(
     Reference: Ko, Kim, Chen, Yun, "DistiLLM: Towards Streamlined Distillation for Large
     Language Models", ICML 2024, arXiv 2402.03898, section 3.1.
     """
-    log_q, log_p, mask = numerics.log_probs(
+    log_q, log_p, mask = categories(
         "skew_reverse_kl", student, teacher, temperature, where
     )
     check_between("skew_reverse_kl", "skew", skew, 0, 1)

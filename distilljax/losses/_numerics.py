@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Integer
 
 from distilljax._checks import check_logits, check_temperature, check_where
 from distilljax.typing import Scalar
@@ -47,7 +47,7 @@ def zero_masked(
 
 
 def prepare(
-    function: str, student: Array, teacher: Array, where: Array | None
+    function: str, student: Array, teacher: Any, where: Array | None
 ) -> tuple[Float[Array, "*b c"], Float[Array, "*b c"], Bool[Array, "*b"] | None]:
     """Checked logits in the compute dtype, masked rows at zero, the teacher fixed."""
     check_logits(function, student=student, teacher=teacher)
@@ -62,7 +62,7 @@ def prepare(
 def log_probs(
     function: str,
     student: Array,
-    teacher: Array,
+    teacher: Any,
     temperature: Scalar,
     where: Array | None,
 ) -> tuple[Float[Array, "*b c"], Float[Array, "*b c"], Bool[Array, "*b"] | None]:
@@ -149,3 +149,57 @@ def kl_to_mixture(
     mixed = bregman_sum(a, safe * a + (1 - safe) * b, -gap)
     ends = jnp.where(weight == 0, kl(log_a, log_b), jnp.zeros_like(mixed))
     return jnp.where(inside, mixed, ends)
+
+
+def absolute_gap(
+    log_p: Float[Array, "*b c"], log_q: Float[Array, "*b c"]
+) -> Float[Array, "*b c"]:
+    """|p - q|, and exactly 0, with gradient 0, where they agree to rounding.
+
+    The compiler may round p and q differently, so p - q is noise where they should be
+    equal, and its sign would be a gradient: differences within rounding are none.
+    """
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    size = 1 + jnp.abs(floored(log_q))
+    tie = jnp.abs(p - q) <= 8 * jnp.finfo(q.dtype).eps * size * q
+    return jnp.where(tie, jnp.zeros((), q.dtype), jnp.abs(p - q))
+
+
+def log_sum_exp(log_a: Float[Array, "*b c"]) -> Float[Array, "*b"]:
+    """log of the sum of exp; -inf with gradient 0, and not nan, if all are -inf."""
+    live = jnp.any(~is_zero(log_a), axis=-1)
+    safe = jnp.where(live[..., None], log_a, jnp.zeros((), log_a.dtype))
+    total = jax.nn.logsumexp(safe, axis=-1)
+    return jnp.where(live, total, jnp.asarray(-jnp.inf, total.dtype))
+
+
+def without(
+    logits: Float[Array, "*b c"], ids: Integer[Array, "*b k"]
+) -> Float[Array, "*b c"]:
+    """The logits with -inf at the given classes; ids outside [0, classes) do nothing.
+
+    So a chunk of a vocabulary may be given with ids relative to its start.
+    """
+    classes = logits.shape[-1]
+    # A negative index would count from the end; one too large is dropped.
+    ids = jnp.where((ids >= 0) & (ids < classes), ids, jnp.full_like(ids, classes))
+    nothing = jnp.asarray(-jnp.inf, logits.dtype)
+    return jnp.put_along_axis(logits, ids, nothing, axis=-1, inplace=False, mode="drop")
+
+
+def index_in(
+    ids: Integer[Array, "*b"], classes: int
+) -> tuple[Integer[Array, "*b"], Bool[Array, "*b"]]:
+    """An index that is safe to gather with, and whether it is the one asked for."""
+    if ids.dtype.itemsize < 4:  # uint8 could not be compared with 1000 classes
+        ids = ids.astype(jnp.int32)
+    valid = (ids >= 0) & (ids < classes)
+    return jnp.where(valid, ids, jnp.zeros_like(ids)), valid
+
+
+def poison(valid: Bool[Array, "*b"], dtype: Any) -> Float[Array, "*b"]:
+    """1 where valid, else nan: a factor, so that the gradient becomes nan as well.
+
+    An update that silently ignores a bad label is worse than one that stops the run.
+    """
+    return jnp.where(valid, 1.0, jnp.nan).astype(dtype)

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._categories import categories
+from distilljax.losses._sparse import Teacher
 from distilljax.typing import Scalar
 
 
 def total_variation(
     student: Float[Array, "*batch classes"],
-    teacher: Float[Array, "..."],
+    teacher: Teacher,
     *,
     temperature: Scalar = 1.0,
     where: Shaped[Array, "..."] | None = None,
@@ -28,7 +30,7 @@ def total_variation(
 
     Args:
       student: Logits [*batch, classes] of any floating dtype; gets the gradient.
-      teacher: Logits of the same shape; gets none.
+      teacher: Logits of the same shape, or `SparseLogits` of it; gets none.
       temperature: T > 0, divides both; may be traced.
       where: Mask [*batch]; where it is false the value and the gradient are exactly 0,
         whatever the logits. None counts every position.
@@ -49,13 +51,8 @@ def total_variation(
     Reference: Wen, Li, Du, Mou, "f-Divergence Minimization for Sequence-Level Knowledge
     Distillation", ACL 2023, arXiv 2307.15190, section 3.
     """
-    log_q, log_p, mask = numerics.log_probs(
+    log_q, log_p, mask = categories(
         "total_variation", student, teacher, temperature, where
     )
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    # The compiler may round p and q differently, so p - q is noise where they should be
-    # equal, and its sign would be a gradient: differences within rounding are none.
-    size = 1 + jnp.abs(numerics.floored(log_q))
-    tie = jnp.abs(p - q) <= 8 * jnp.finfo(q.dtype).eps * size * q
-    gaps = jnp.where(tie, jnp.zeros((), q.dtype), jnp.abs(p - q))
+    gaps = numerics.absolute_gap(log_p, log_q)
     return numerics.zero_masked(0.5 * jnp.sum(gaps, axis=-1), mask)

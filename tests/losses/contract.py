@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from tests.losses import oracles
 
@@ -28,16 +30,30 @@ class Kind:
     Inputs are ``lead + item``: the mask has the shape ``lead``, the axes of ``item``
     are reduced. ``leads`` are the leading shapes to accept, the first for most checks.
     The result is ``lead``, or anything (a scalar, one value per anchor) if ``coupled``.
+    If ``whole``, a row is no example by itself, so that the rows that are kept cannot
+    be taken out of their sequence: the oracle gets all of them, and ``where``.
     """
 
     leads: tuple[tuple[int, ...], ...]
     item: tuple[int, ...]
     coupled: bool = False
+    whole: bool = False
 
 
 POSITION = Kind(leads=((6,), (), (2, 6), (2, 1, 3)), item=(40,))
 EXAMPLE = Kind(leads=((6,),), item=(3, 4))
+IMAGE = Kind(leads=((6,),), item=(2, 3, 4))
 BATCH = Kind(leads=((6,),), item=(40,), coupled=True)
+ROWS = Kind(leads=((6,), (2, 3)), item=(40,), coupled=True)
+# Tokens first, so that most checks see a mask [batch, time].
+LOGITS = Kind(leads=((2, 4), (7,)), item=(8,), coupled=True)
+POINTS = Kind(leads=((2, 4), (7,)), item=(5,), coupled=True)
+SEQUENCE = Kind(leads=((2, 4), (1, 4), (3, 2)), item=(8,), whole=True)
+
+
+def as_it_is(array):
+    return array
+
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 
@@ -60,17 +76,37 @@ class Case:
     shift_invariant: bool = True
     zero_at_teacher: bool = True
     """loss(p, p) is 0, and not only the minimum."""
+    minimal_at_teacher: bool = True
+    """No student does better than the teacher's own output."""
+    any_width: bool = False
+    """The last axes of student and teacher may differ."""
+    pack: Callable[[Any], Any] = as_it_is
+    """An argument of the loss, made of the one array that the checks work with."""
+    spread: float = 2.0
+    """The standard deviation of the teacher's logits or features."""
+    unequal_classes: bool = False
+    """The teacher may have more or fewer classes than the student."""
+    surrogate: bool = False
+    """Its gradient is not that of its value: a weight in it is a constant to it."""
     compiler_options: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
-        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        plain = (bool, int, float, str)
+        short = {k: v if isinstance(v, plain) else "_" for k, v in self.options.items()}
+        options = ",".join(f"{key}={value}" for key, value in short.items())
         return self.loss.__name__ + (f"({options})" if options else "")
+
+    @property
+    def gathers(self) -> bool:
+        """It meets the examples of other shards when it is told the axis."""
+        return "axis_name" in inspect.signature(self.loss).parameters
 
     def keywords(self, temperature):
         tempered = {"temperature": temperature} if self.tempered else {}
         return tempered | dict(self.options)
 
     def call(self, student, teacher, where=None, temperature=1.0):
+        student, teacher = self.pack(student), self.pack(teacher)
         return self.loss(student, teacher, where=where, **self.keywords(temperature))
 
     def eager(self, student, teacher, where, temperature=1.0):
@@ -99,17 +135,18 @@ class Case:
         """The same, compiled in half the time, for a shape that is used once."""
         return jax.jit(self.eager, compiler_options=UNOPTIMIZED)
 
-    def oracle_values(self, student, teacher, temperature):
-        return np.asarray(self.oracle(student, teacher, **self.keywords(temperature)))
+    def oracle_values(self, student, teacher, temperature, **told):
+        keywords = self.keywords(temperature) | told
+        return np.asarray(self.oracle(student, teacher, **keywords))
 
-    def oracle_gradient(self, student, teacher, temperature, weights):
+    def oracle_gradient(self, student, teacher, temperature, weights, **told):
         """Gradient of the weighted sum; for closed forms, a weight for each row."""
         if self.gradient is None:
             return oracles.central_differences(
-                lambda z: weights * self.oracle_values(z, teacher, temperature),
+                lambda z: weights * self.oracle_values(z, teacher, temperature, **told),
                 np.asarray(student, np.float64),
             )
-        rows = self.gradient(student, teacher, **self.keywords(temperature))
+        rows = self.gradient(student, teacher, **self.keywords(temperature), **told)
         return weights[..., None] * rows
 
 
@@ -124,7 +161,7 @@ def inputs(case: Case, lead=None, seed=0, noise=1.0):
     lead = case.kind.leads[0] if lead is None else lead
     shape = lead + case.kind.item
     rng = np.random.default_rng(seed)
-    teacher = rng.normal(size=shape) * 2
+    teacher = rng.normal(size=shape) * case.spread
     student = teacher + noise * rng.normal(size=shape)
     if case.labelled:
         return student, rng.integers(shape[-1], size=lead)
@@ -157,15 +194,18 @@ def matches_the_oracle(case: Case):
     """On the kept rows alone, at two temperatures, in float32."""
     student, teacher = inputs(case)
     mask = some(case)
-    for temperature in (1.0, 2.5):
+    rows, told = (slice(None), {"where": mask}) if case.kind.whole else (mask, {})
+    for temperature in (1.0, 2.5)[: 1 + case.tempered]:
         values, gradient, _ = case.probe(
             *to_jax(case, student, teacher), mask, temperature
         )
-        weights = kept(weights_of(values), mask)
-        expected = case.oracle_values(student[mask], teacher[mask], temperature)
-        slope = case.oracle_gradient(student[mask], teacher[mask], temperature, weights)
-        np.testing.assert_allclose(kept(values, mask), expected, rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(gradient[mask], slope, rtol=1e-4, atol=1e-5)
+        weights = kept(weights_of(values), rows)
+        expected = case.oracle_values(student[rows], teacher[rows], temperature, **told)
+        slope = case.oracle_gradient(
+            student[rows], teacher[rows], temperature, weights, **told
+        )
+        np.testing.assert_allclose(kept(values, rows), expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient[rows], slope, rtol=1e-4, atol=1e-5)
 
 
 def is_exact_in_float64(case: Case):
@@ -178,10 +218,11 @@ def is_exact_in_float64(case: Case):
     weights = weights_of(values)
     expected = case.oracle_values(student, teacher, 1.7)
     np.testing.assert_allclose(values, expected, rtol=1e-10, atol=1e-13)
-    differences = oracles.central_differences(
-        lambda z: weights * case.oracle_values(z, teacher, 1.7), student
-    )
-    np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
+    if not case.surrogate:
+        differences = oracles.central_differences(
+            lambda z: weights * case.oracle_values(z, teacher, 1.7), student
+        )
+        np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
     if case.gradient is not None:
         slope = case.oracle_gradient(student, teacher, 1.7, weights)
         np.testing.assert_allclose(gradient, slope, rtol=1e-9, atol=1e-12)
@@ -220,6 +261,29 @@ def is_minimal_at_the_teacher(case: Case):
         values, _, _ = case.probe(*to_jax(case, teacher + step, teacher), every(case))
         assert np.all(np.asarray(values) >= np.asarray(best) - 1e-6)
     assert np.all(np.asarray(values) > np.asarray(best) + 1e-3)
+
+
+def takes_another_width(case: Case):
+    """A teacher half as wide again: nothing is cropped, padded or broadcast."""
+    student, teacher = inputs(case)
+    teacher = np.concatenate([teacher, teacher[..., ::2]], axis=-1)
+    arrays = to_jax(case, student, teacher)
+    values, gradient, _ = case.quick_probe(*arrays, every(case))
+    expected = case.oracle_values(student, teacher, 1.0)
+    slope = case.oracle_gradient(student, teacher, 1.0, weights_of(values))
+    np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-5)
+
+
+def keeps_examples_apart(case: Case):
+    """Another first example changes nothing of the others, in value or gradient."""
+    student, teacher = inputs(case)
+    values, gradient, _ = case.probe(*to_jax(case, student, teacher), every(case))
+    student[0] += np.random.default_rng(1).normal(size=student[0].shape)
+    others, slope, _ = case.probe(*to_jax(case, student, teacher), every(case))
+    assert np.any(values[0] != others[0])
+    np.testing.assert_array_equal(values[1:], others[1:])
+    np.testing.assert_array_equal(gradient[1:], slope[1:])
 
 
 def ignores_a_shift(case: Case):
@@ -325,21 +389,72 @@ def maps_over_a_batch(case: Case):
         np.testing.assert_allclose(gradient[row], one_gradient, rtol=1e-4, atol=1e-6)
 
 
+def is_the_same_on_eight_devices(case: Case):
+    """Values and gradients, with a mask that leaves unequal counts on the shards.
+
+    A scalar comes back the same from every shard, values per anchor in their order.
+    """
+    lead = (16, *case.kind.leads[0][1:])
+    arrays = to_jax(case, *inputs(case, lead))
+    mask = jnp.asarray(np.random.default_rng(7).random(lead) < 0.6)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = PartitionSpec("data")
+
+    def local(student, teacher, mask):
+        keywords = case.keywords(1.0)
+        values = case.loss(student, teacher, where=mask, axis_name="data", **keywords)
+        return jnp.atleast_1d(values)
+
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=split)
+
+    def both(student, teacher):
+        alone, pull = jax.vjp(lambda z: case.call(z, teacher, mask), student)
+        values, pull_sharded = jax.vjp(lambda z: sharded(z, teacher, mask), student)
+        weights = weights_of(alone)
+        if alone.ndim:
+            return alone, values, pull(weights), pull_sharded(weights)
+        share = jnp.full_like(values, 1 / 8)
+        return alone, values, pull(weights), pull_sharded(share)
+
+    both = jax.jit(both, compiler_options=UNOPTIMIZED)
+    alone, values, (slope,), (gradient,) = both(*arrays)
+    expected = np.broadcast_to(alone, values.shape)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    assert np.any(slope)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
 def refuses_other_shapes(case: Case):
     """Nothing broadcasts; the message has the function, both shapes and the fix."""
     student, teacher = to_jax(case, *inputs(case))
-    wrong = [(teacher[:1], "one-hot" if case.labelled else "leading axes differ")]
-    if not case.labelled:
-        wrong.append((teacher[..., :-1], "last axes"))
-    for other, remedy in wrong:
+    student_argument, argument = case.pack(student), case.pack(teacher)
+    keywords = case.keywords(1.0)
+    shape = jax.tree.leaves(argument)[0].shape
+    cuts = [(np.s_[:1], "one-hot" if case.labelled else "leading axes differ")]
+    if not (case.labelled or case.any_width or case.unequal_classes):
+        cuts.append((np.s_[..., :-1], "last axes"))
+    for cut, remedy in cuts:
+        other = jax.tree.map(operator.itemgetter(cut), argument)
         with pytest.raises(ValueError, match=remedy) as caught:
-            case.call(student, other)
-        for part in (f"{case.loss.__name__}: ", f"{teacher.shape}", f"{other.shape}"):
+            case.loss(student_argument, other, **keywords)
+        other_shape = jax.tree.leaves(other)[0].shape
+        for part in (f"{case.loss.__name__}: ", f"{shape}", f"{other_shape}"):
             assert part in str(caught.value)
     for mask in (np.ones(student.shape, bool), np.ones((1,), bool), np.bool_(True)):
         with pytest.raises(ValueError, match="where must have the shape") as caught:
             case.call(student, teacher, jnp.asarray(mask))
         assert str(caught.value).startswith(case.loss.__name__)
+
+
+def takes_unequal_classes(case: Case):
+    """Fewer in the teacher, then fewer in the student: values and gradients."""
+    student, teacher = inputs(case)
+    for z, v in ((student, teacher[..., :-7]), (student[..., :-7], teacher)):
+        values, gradient, _ = case.quick_probe(*to_jax(case, z, v), every(case))
+        expected = case.oracle_values(z, v, 1.0)
+        slope = case.oracle_gradient(z, v, 1.0, weights_of(values))
+        np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-5)
 
 
 def refuses_other_kinds(case: Case):
@@ -348,14 +463,14 @@ def refuses_other_kinds(case: Case):
     The shape checker of the tests would be first, so it is taken off here.
     """
     student, teacher = to_jax(case, *inputs(case))
-    loss = inspect.unwrap(case.loss)
+    loss = functools.partial(inspect.unwrap(case.loss), **case.keywords(1.0))
     with pytest.raises(TypeError, match="must be a floating-point array"):
-        loss(student.astype(jnp.int32), teacher)
+        loss(case.pack(student.astype(jnp.int32)), case.pack(teacher))
     rule, other = "a floating-point array", jnp.int32
     if case.labelled:
         rule, other = "integer class indices", jnp.float32
     with pytest.raises(TypeError, match=f"must be {rule}"):
-        loss(student, teacher.astype(other))
+        loss(case.pack(student), case.pack(teacher.astype(other)))
 
 
 def takes_a_traced_temperature(case: Case):
@@ -389,11 +504,21 @@ def checks_of(case: Case) -> list[Callable[[Case], None]]:
         refuses_other_kinds,
     ]
     if not case.labelled:
-        checks += [is_minimal_at_the_teacher, gives_the_teacher_no_gradient]
+        checks.append(gives_the_teacher_no_gradient)
+        if case.minimal_at_teacher:
+            checks.append(is_minimal_at_the_teacher)
+    if not case.kind.coupled:
+        checks.append(keeps_examples_apart)
+    if case.any_width:
+        checks.append(takes_another_width)
     if case.has_classes:
         checks.append(ignores_phantom_classes)
     if case.shift_invariant:
         checks.append(ignores_a_shift)
     if case.tempered:
         checks.append(takes_a_traced_temperature)
+    if case.gathers:
+        checks.append(is_the_same_on_eight_devices)
+    if case.unequal_classes:
+        checks.append(takes_unequal_classes)
     return checks

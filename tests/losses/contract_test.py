@@ -11,9 +11,24 @@ import pytest
 
 from distilljax import losses
 from distilljax._checks import check_logits, check_where
+from distilljax.losses import _shards as shards
 from distilljax.losses._numerics import compute_dtype
 from tests.losses import contract, oracles
-from tests.losses.contract import BATCH, EXAMPLE, POSITION, UNOPTIMIZED, Case
+from tests.losses import feature_oracles as of
+from tests.losses import relation_oracles as relations
+from tests.losses.contract import (
+    BATCH,
+    EXAMPLE,
+    IMAGE,
+    LOGITS,
+    POINTS,
+    POSITION,
+    ROWS,
+    SEQUENCE,
+    UNOPTIMIZED,
+    Case,
+    Kind,
+)
 
 # Options of a loss, and flags of the suite, that several lines use or that are long.
 NORMALIZED = {"beta": 0.9, "normalized": True}
@@ -22,6 +37,62 @@ CENTERED = {"centered": True}
 ABOVE = {"zero_at_teacher": False}
 LABELS = {"labelled": True, "tempered": False}
 RAW = {"tempered": False, "shift_invariant": False}
+FEATURES = RAW | {"has_classes": False, "compiler_options": UNOPTIMIZED}
+MAPS = FEATURES | {"kind": IMAGE}
+ANY_MAPS = MAPS | {"any_width": True}
+CHANNELS = FEATURES | ABOVE | {"kind": Kind(leads=((6,), (2, 3)), item=(4,))}
+FLOW = MAPS | {"pack": lambda x: (x[..., :2], x[..., 2:])}
+BOUNDARY = MAPS | {"minimal_at_teacher": False}
+ALIGNED = FEATURES | {"kind": ROWS, "any_width": True}
+CROWD = FEATURES | {"kind": ROWS, "tempered": True, "minimal_at_teacher": False}
+ATTENTION = FEATURES | {"kind": SEQUENCE, "spread": 0.5}
+RELATION = ATTENTION | {"any_width": True, "options": {"num_relation_heads": 2}}
+SCORES = ATTENTION | {"pack": of.scores_of}
+SCALES = {"raw_scale": jnp.array(of.RAW_SCALES, jnp.float32)}
+CLOUD = FEATURES | {"kind": POINTS, "any_width": True}
+SHARP = {"gamma": 1.0, "order": 3}
+CONTRASTIVE = {"temperature": 0.5}
+WEIGHTS = {"inter_weight": 0.5, "intra_weight": 3.0}
+WEIGHED = {"surrogate": True}
+ORDER = {"options": {"margin": 0.0}, "tempered": False}
+UNEQUAL = {"unequal_classes": True}
+
+
+def labelled_by_the_teacher(student, teacher, *, temperature=1.0, where=None):
+    """`decoupled_kd` with labels made here: the likeliest of the first five classes."""
+    check_logits("labelled_by_the_teacher", student=student, teacher=teacher)
+    check_where("labelled_by_the_teacher", where, student.shape[:-1])
+    labels = jnp.argmax(teacher[..., :5], axis=-1)
+    return losses.decoupled_kd(
+        student, teacher, labels=labels, temperature=temperature, where=where
+    )
+
+
+def dkd_oracle(student, teacher, temperature=1.0):
+    labels = np.argmax(teacher[..., :5], axis=-1)
+    return oracles.dkd(student, teacher, labels, temperature)
+
+
+def dkd_gradient(student, teacher, temperature=1.0):
+    labels = np.argmax(teacher[..., :5], axis=-1)
+    return oracles.dkd_gradient(student, teacher, labels, temperature)
+
+
+def standardized_kl(student, teacher, *, temperature=1.0, where=None):
+    """What `standardize_logits` is for."""
+    check_logits("standardized_kl", student=student, teacher=teacher)
+    check_where("standardized_kl", where, student.shape[:-1])
+    z, v = (losses.standardize_logits(x, where=where) for x in (student, teacher))
+    return losses.forward_kl(z, v, temperature=temperature, where=where)
+
+
+def sparse_kl(student, teacher, *, temperature=1.0, where=None):
+    """`forward_kl` of the teacher's eight best classes and the tail bucket."""
+    check_logits("sparse_kl", student=student, teacher=teacher)
+    check_where("sparse_kl", where, student.shape[:-1])
+    sparse = losses.SparseLogits.top_k(teacher, 8, (1.0, 1.7, 2.0, 2.5, 3.0))
+    return losses.forward_kl(student, sparse, temperature=temperature, where=where)
+
 
 # One line for each loss, and for options that change the mathematics.
 # fmt: off
@@ -38,6 +109,34 @@ CASES = [
     Case(losses.cross_entropy, oracles.ce, oracles.ce_gradient, SMOOTH, **LABELS),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, **RAW),
     Case(losses.logit_mse, oracles.mse, oracles.mse_gradient, CENTERED, tempered=False),
+    Case(losses.hidden_mse, of.hidden_mse, of.hidden_mse_gradient, **FEATURES),
+    Case(losses.hidden_cosine, of.hidden_cosine, of.hidden_cosine_gradient, **FEATURES),
+    Case(losses.attention_transfer, of.attention_transfer, **ANY_MAPS),
+    Case(losses.neuron_selectivity, of.neuron_selectivity, **ANY_MAPS),
+    Case(losses.flow_of_solution, of.flow_of_solution, **FLOW),
+    Case(losses.activation_boundary, of.activation_boundary, **BOUNDARY),
+    Case(losses.variational_information, of.vid, of.vid_gradient, SCALES, **CHANNELS),
+    Case(losses.linear_cka, of.linear_cka, **ALIGNED),
+    Case(losses.contrastive, of.contrastive, **CROWD),
+    Case(losses.attention_relation, of.attention_relation, **RELATION),
+    Case(losses.attention_map_kl, of.attention_map_kl, **SCORES),
+    Case(losses.margin_mse, relations.margin, relations.margin_slope, tempered=False),
+    Case(losses.dist, relations.dist, options=WEIGHTS, kind=LOGITS),
+    Case(losses.rkd_distance, relations.rkd_distance, **CLOUD),
+    Case(losses.rkd_angle, relations.rkd_angle, **CLOUD),
+    Case(losses.similarity_preserving, relations.similarity_preserving, **CLOUD),
+    Case(losses.probabilistic_transfer, relations.pkt, **CLOUD),
+    Case(losses.correlation_congruence, relations.congruence, options=SHARP, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding, **CLOUD),
+    Case(losses.embedding_relation, relations.embedding, options=CONTRASTIVE, **CLOUD),
+    Case(losses.interchannel_correlation, relations.icc, kind=EXAMPLE, **FEATURES),
+    Case(losses.adaptive_kl, oracles.akl, oracles.akl_gradient, **WEIGHED),
+    Case(losses.alpha_beta, oracles.ab, oracles.ab_gradient),
+    Case(losses.hinge_ranking, oracles.hinge, oracles.hinge_gradient, **ORDER),
+    Case(losses.universal_logit, oracles.uld, oracles.uld_gradient, **UNEQUAL),
+    Case(labelled_by_the_teacher, dkd_oracle, dkd_gradient),
+    Case(standardized_kl, oracles.standard_kl, oracles.standard_kl_gradient),
+    Case(sparse_kl, oracles.bucket_kl, oracles.bucket_kl_gradient),
 ]
 # fmt: on
 
@@ -50,15 +149,15 @@ def feature_distance(student, teacher, *, where=None):
     return jnp.mean((student - jax.lax.stop_gradient(teacher)) ** 2, axis=(1, 2))
 
 
-def gram_distance(student, teacher, *, where=None):
+def gram_distance(student, teacher, *, where=None, axis_name=None):
     """An honest batch-coupled loss: how much the inner products differ."""
     check_where("gram_distance", where, student.shape[:1])
     check_logits("gram_distance", student=student, teacher=teacher)
-    z, v = masked_features(student, teacher, where)
-    v = jax.lax.stop_gradient(v)
-    pairs = student.shape[0] ** 2 if where is None else jnp.maximum(where.sum() ** 2, 1)
+    where = jnp.ones(len(student), bool) if where is None else where
+    z, v = masked_features(student, jax.lax.stop_gradient(teacher), where)
+    z, v, where = (shards.gather(x, axis_name) for x in (z, v, where))
     total = jnp.sum((z @ z.T - v @ v.T) ** 2)
-    return total / jnp.asarray(pairs).astype(total.dtype)
+    return total / jnp.maximum(where.sum() ** 2, 1).astype(total.dtype)
 
 
 def masked_features(student, teacher, where):
@@ -78,7 +177,6 @@ def gram_distance_oracle(student, teacher):
     return ((student @ student.T - teacher @ teacher.T) ** 2).mean()
 
 
-FEATURES = {"tempered": False, "has_classes": False, "shift_invariant": False}
 # The other two kinds of loss, so that the suite is known to carry them.
 MODELS = [
     Case(feature_distance, feature_distance_oracle, kind=EXAMPLE, **FEATURES),
@@ -169,6 +267,52 @@ def mixes_examples(student, teacher, *, where=None):
     return jnp.roll(values, 1)
 
 
+def counts_the_padding(student, teacher, *, where=None):
+    """The padding makes no difference, but pairs with it are in the mean."""
+    student, teacher = masked_features(student, teacher, where)
+    return gram_distance(student, teacher)
+
+
+def relation(student, teacher, num_relation_heads, where=None):
+    return losses.attention_relation(
+        student, teacher, num_relation_heads=num_relation_heads, where=where
+    )
+
+
+def attends_to_padding(student, teacher, *, num_relation_heads, where=None):
+    """The padding is zero, and gets no gradient, but it stands in every softmax."""
+    student, teacher = (
+        x if where is None else jnp.where(where[..., None], x, jnp.zeros((), x.dtype))
+        for x in (student, teacher)
+    )
+    values = relation(student, teacher, num_relation_heads)
+    return values if where is None else jnp.where(where, values, 0.0)
+
+
+def mixes_batch_and_time(student, teacher, *, num_relation_heads, where=None):
+    """A projection that flattens the wrong axes, and another batch size fails."""
+    batch, time, width = student.shape
+    student = student.reshape(time, batch, width).swapaxes(0, 1)
+    return relation(student, teacher, num_relation_heads, where)
+
+
+def crops_the_wider_teacher(student, teacher, *, num_relation_heads, where=None):
+    teacher = teacher[..., : student.shape[-1]]
+    return relation(student, teacher, num_relation_heads, where)
+
+
+def detaches_the_other_shards(student, teacher, *, where=None, axis_name=None):
+    """The value is right; a shard learns from the pairs that it starts only."""
+    others = shards.gather(jax.lax.stop_gradient(student), axis_name)
+    first = shards.first_row(len(student), axis_name)
+    everyone = jax.lax.dynamic_update_slice(others, student, (first, 0))
+    return jnp.mean((student @ everyone.T) ** 2, axis=-1)
+
+
+def forgets_the_other_shards(student, teacher, *, where=None, axis_name=None):
+    return gram_distance(student, teacher, where=where)
+
+
 BROKEN = [
     (multiplies_by_the_mask, contract.is_blind_to_masked_positions, POSITION),
     (masks_only_the_values, contract.is_blind_to_masked_positions, POSITION),
@@ -189,6 +333,13 @@ BROKEN = [
     (compares_raw_logits, contract.ignores_a_shift, POSITION),
     (forgets_the_empty_batch, contract.is_zero_under_an_empty_mask, EXAMPLE),
     (mixes_examples, contract.matches_the_oracle, EXAMPLE),
+    (counts_the_padding, contract.matches_the_oracle, BATCH),
+    (mixes_examples, contract.keeps_examples_apart, EXAMPLE),
+    (mixes_batch_and_time, contract.keeps_examples_apart, SEQUENCE),
+    (attends_to_padding, contract.matches_the_oracle, SEQUENCE),
+    (crops_the_wider_teacher, contract.takes_another_width, SEQUENCE),
+    (forgets_the_other_shards, contract.is_the_same_on_eight_devices, BATCH),
+    (detaches_the_other_shards, contract.is_the_same_on_eight_devices, BATCH),
 ]
 
 
@@ -197,7 +348,10 @@ def broken_case(loss, kind=POSITION):
     """One case for each, so that it is compiled once."""
     if kind is POSITION:
         return Case(loss, oracles.forward_kl, compiler_options=UNOPTIMIZED)
-    return Case(loss, feature_distance_oracle, kind=kind, **FEATURES)
+    if kind is SEQUENCE:
+        return Case(loss, of.attention_relation, **RELATION)
+    oracle = gram_distance_oracle if kind is BATCH else feature_distance_oracle
+    return Case(loss, oracle, **FEATURES | {"kind": kind})
 
 
 @pytest.mark.parametrize(
@@ -213,6 +367,24 @@ def test_the_contract_catches(loss, check, kind):
     )
     with pytest.raises(failures):
         check(broken_case(loss, kind))
+
+
+def pads_with_zero_logits(student, teacher, *, temperature=1.0, where=None):
+    """A logit of 0 is a class, and a likely one: what is not there is at -inf."""
+    classes = max(student.shape[-1], teacher.shape[-1])
+    student, teacher = (
+        jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, classes - x.shape[-1])])
+        for x in (student, teacher)
+    )
+    return losses.universal_logit(
+        student, teacher, temperature=temperature, where=where
+    )
+
+
+def test_the_contract_catches_zeros_in_the_place_of_missing_classes():
+    case = Case(pads_with_zero_logits, oracles.uld, **UNEQUAL)
+    with pytest.raises(AssertionError):
+        contract.takes_unequal_classes(case)
 
 
 def test_float64_oracle_of_the_contract_is_the_formula():

@@ -31,6 +31,7 @@ def measure(student, teacher, share):
     return {
         "kl": losses.forward_kl(student, teacher),
         "reverse": losses.reverse_kl(teacher, student),
+        "other": losses.reverse_kl(student, teacher),
         "tv": losses.total_variation(student, teacher),
         "tv_swapped": losses.total_variation(teacher, student),
         "jsd": losses.jensen_shannon(student, teacher, beta=share),
@@ -39,6 +40,12 @@ def measure(student, teacher, share):
         "skew_reverse": losses.skew_reverse_kl(student, teacher, skew=share),
         "cross": losses.soft_cross_entropy(student, teacher),
         "entropy": losses.soft_cross_entropy(teacher, teacher),
+        "bucket": losses.forward_kl(student, losses.SparseLogits.top_k(teacher, 2)),
+        "adaptive": losses.adaptive_kl(student, teacher, mu=share),
+        "alpha_beta": losses.alpha_beta(
+            student, teacher, teacher_power=share, student_power=1 - share
+        ),
+        "universal": losses.universal_logit(student, teacher),
     }
 
 
@@ -49,6 +56,7 @@ def test_divergences_keep_their_inequalities(student, teacher, share):
     assert not any(np.isnan(values).any() for values in got.values())
     for values in got.values():
         assert np.all(values >= -1e-6)
+    other = got.pop("other")
     # One is the other with the arguments exchanged.
     np.testing.assert_allclose(got["kl"], got["reverse"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got["tv"], got["tv_swapped"], atol=1e-6)
@@ -62,6 +70,16 @@ def test_divergences_keep_their_inequalities(student, teacher, share):
     assert np.all(got["tv"] <= np.sqrt(got["kl"] / 2) + 1e-4)
     # Mixing teacher into the reference never increases the divergence.
     assert np.all(got["skew"] <= got["kl"] * (1 + 1e-5) + 1e-6)
+    # What falls into one bucket cannot be told apart; a sorted class is no farther.
+    assert np.all(got["bucket"] <= got["kl"] * (1 + 1e-5) + 1e-5)
+    assert np.all(got["universal"] <= 2 * got["tv"] + 1e-6)
+    # A mean of the two directions lies between them.
+    low, high = np.minimum(got["kl"], other), np.maximum(got["kl"], other)
+    assert np.all(got["adaptive"] >= low * (1 - 1e-5) - 1e-6)
+    assert np.all(got["adaptive"] <= high * (1 + 1e-5) + 1e-6)
+    # Powers that sum to 1 tend to the KLs, of which they are a bounded form.
+    bound = (1 + 1e-4) / min(share * (1 - share), 1)
+    assert np.all(got["alpha_beta"] <= bound + 1e-5)
     finite = np.isfinite(got["kl"])
     np.testing.assert_allclose(
         got["cross"][finite],
@@ -73,8 +91,13 @@ def test_divergences_keep_their_inequalities(student, teacher, share):
 
 @jax.jit
 def gradients(student, teacher, share):
+    # The floor under log 0 has slopes of 1e4 where a reverse KL is infinite, and they
+    # cancel in the sum to 1e-3 only.
+    infinite = {"other", "adaptive"}
+
     def total(student):
-        return sum(values.sum() for values in measure(student, teacher, share).values())
+        found = measure(student, teacher, share)
+        return sum(found[name].sum() for name in sorted(found.keys() - infinite))
 
     return jax.grad(total)(student)
 

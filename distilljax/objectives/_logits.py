@@ -1,14 +1,9 @@
-"""Objectives: functions ``(student, teacher, batch) -> {name: Term}``.
-
-An objective is any such function; those here are frozen dataclasses, so that a config
-can hold them, print them and override their fields. A weight or a temperature is a
-number or a schedule: a function of the number of updates made so far.
-"""
+"""What the model says: its distribution, or the labels alone."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +12,7 @@ from jaxtyping import Array, Float
 from distilljax import losses
 from distilljax._checks import check_finite, check_temperature, fail
 from distilljax._functional import Batch
-from distilljax.terms import Outputs, Term
+from distilljax.terms import Outputs, Teacher, Term
 
 Schedule = Callable[[Any], Any]
 Divergence = Callable[..., Float[Array, "*batch"]]
@@ -33,7 +28,16 @@ def value_at(value: float | Schedule, batch: Batch) -> Any:
     return value(batch["step"]) if callable(value) else value
 
 
-def _logits(function: str, outputs: Outputs | None, whose: str) -> Array:
+def logits_of(function: str, outputs: Teacher, whose: str) -> Any:
+    """The logits, or an error that says where they should come from."""
+    if isinstance(outputs, Mapping):
+        fail(
+            function,
+            whose,
+            "be one model",
+            f"several, {', '.join(outputs)}",
+            "Say how they are combined: MultiTeacher(objective, combine=...).",
+        )
     if outputs is None or outputs.logits is None:
         fail(
             function,
@@ -46,7 +50,8 @@ def _logits(function: str, outputs: Outputs | None, whose: str) -> Array:
     return outputs.logits
 
 
-def _labels(function: str, batch: Batch) -> Array:
+def labels_of(function: str, batch: Batch) -> Array:
+    """The labels, or an error that says how to do without."""
     if "labels" not in batch:
         fail(
             function,
@@ -109,18 +114,18 @@ class LogitKD:
             )
 
     def __call__(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch
+        self, student: Outputs, teacher: Teacher, batch: Batch
     ) -> dict[str, Term]:
         """The terms ``kd`` and, where it has a weight, ``ce``."""
         where = batch.get("loss_mask")
         temperature = value_at(self.temperature, batch)
-        z = _logits("LogitKD", student, "student")
-        v = _logits("LogitKD", teacher, "teacher")
+        z = logits_of("LogitKD", student, "student")
+        v = logits_of("LogitKD", teacher, "teacher")
         soft = self.divergence(z, v, temperature=temperature, where=where)
         kd_weight = value_at(self.kd_weight, batch) * temperature**2
         terms = {"kd": Term(soft, where, kd_weight)}
         if callable(self.ce_weight) or self.ce_weight != 0:
-            hard = losses.cross_entropy(z, _labels("LogitKD", batch), where=where)
+            hard = losses.cross_entropy(z, labels_of("LogitKD", batch), where=where)
             terms["ce"] = Term(hard, where, value_at(self.ce_weight, batch))
         return terms
 
@@ -148,18 +153,26 @@ class CrossEntropy:
     """Share of the target that is spread evenly over all classes."""
 
     def __call__(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch
+        self, student: Outputs, teacher: Teacher, batch: Batch
     ) -> dict[str, Term]:
         """The term ``ce``."""
         del teacher
         where = batch.get("loss_mask")
         values = losses.cross_entropy(
-            _logits("CrossEntropy", student, "student"),
-            _labels("CrossEntropy", batch),
+            logits_of("CrossEntropy", student, "student"),
+            labels_of("CrossEntropy", batch),
             label_smoothing=self.label_smoothing,
             where=where,
         )
         return {"ce": Term(values, where)}
 
 
-__all__ = ["CrossEntropy", "Divergence", "LogitKD", "Schedule", "value_at"]
+__all__ = [
+    "CrossEntropy",
+    "Divergence",
+    "LogitKD",
+    "Schedule",
+    "labels_of",
+    "logits_of",
+    "value_at",
+]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
-from distilljax import Outputs, losses, objectives, reduce_terms
+from distilljax import Outputs, losses, make_distill_step, objectives, reduce_terms
 
 STUDENT = Outputs(jnp.array([[0.5, 1.0, 0.0, 0.0], [3.0, 0.0, 1.0, 2.0]]))
 TEACHER = Outputs(jnp.array([[2.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, 3.0]]))
@@ -105,3 +107,17 @@ def test_what_is_no_distillation_is_refused_when_it_is_written(change, message):
 def test_label_smoothing():
     terms = objectives.CrossEntropy(label_smoothing=0.1)(STUDENT, None, BATCH)
     np.testing.assert_allclose(terms["ce"].mean().value, 1.363629, rtol=1e-5)
+
+
+def test_a_sparse_teacher_comes_in_the_batch():
+    """As a store or a server gives it: the step learns from it, and logs the KL."""
+    student = nnx.Linear(4, 12, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(student, optax.adam(0.1), wrt=nnx.Param)
+    logits = 2 * jax.random.normal(jax.random.key(1), (4, 12))
+    sparse = losses.SparseLogits.top_k(logits, 6, (1.0, 2.0))
+    batch = {"inputs": jnp.eye(4), "teacher": Outputs(logits=sparse)}
+    step = make_distill_step(objectives.LogitKD(temperature=2.0), None)
+    metrics = [step(student, optimizer, batch) for _ in range(60)]
+    assert metrics[-1]["kd"].value < 0.01 * metrics[0]["kd"].value
+    assert metrics[-1]["kl"].value < 0.02 < metrics[0]["kl"].value
+    assert metrics[-1]["agreement"].value == 1

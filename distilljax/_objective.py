@@ -1,0 +1,109 @@
+"""What the step asks of an objective besides its call. All of it is optional.
+
+student_features, teacher_features     names of the features that it reads
+average_features, uses_average         the same of the student's moving average
+init_params(rng) -> params             parameters of its own, trained by the step:
+                                       it is called with `params=`
+init_state() -> state                  state of its own: it is called with `state=`
+                                       and returns (terms, seen)
+next_state(state, seen) -> state       once per update; `seen` is stacked over the
+                                       microbatches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distilljax._checks import fail
+from distilljax._functional import Batch, PyTree
+from distilljax.terms import Outputs, Teacher
+
+Objective = Callable[..., Any]
+
+
+def features_of(objective: Objective, whose: str) -> tuple[str, ...]:
+    """The names of the features that an objective reads: whose is student, ..."""
+    return tuple(getattr(objective, f"{whose}_features", ()))
+
+
+def uses_average(objective: Objective) -> bool:
+    """True if it reads what the student's moving average says."""
+    return getattr(objective, "uses_average", False)
+
+
+def check_average(objective: Objective, ema_decay: float | None) -> None:
+    """An objective whose teacher is the student's average needs one."""
+    if uses_average(objective) and ema_decay is None:
+        fail(
+            "make_distill_step",
+            "ema_decay",
+            "be given for an objective whose teacher is the student's average",
+            None,
+            "Use 0.999 or so.",
+        )
+
+
+def init_params(objective: Objective, rng: jax.Array) -> PyTree:
+    """The objective's own parameters; None if it has none."""
+    make = getattr(objective, "init_params", None)
+    return None if make is None else make(rng) or None
+
+
+def has_params(objective: Objective) -> bool:
+    """True if the objective has parameters of its own."""
+    shapes = jax.eval_shape(lambda: init_params(objective, jax.random.key(0)))
+    return bool(jax.tree.leaves(shapes))
+
+
+def init_state(objective: Objective) -> PyTree:
+    """The objective's own state before the first step; None if it has none."""
+    make = getattr(objective, "init_state", None)
+    state = None if make is None else make()
+    # strong types: a weak one would make the second step another program; and copies:
+    # a buffer that stands in two places cannot be donated
+    return jax.tree.map(lambda x: jnp.copy(jnp.asarray(x, jnp.result_type(x))), state)
+
+
+def evaluate(
+    objective: Objective,
+    student: Outputs,
+    teacher: Teacher,
+    batch: Batch,
+    params: PyTree = None,
+    state: PyTree = None,
+) -> tuple[Any, PyTree]:
+    """Its terms, and what its state is to learn from this batch (None without one)."""
+    own = {} if params is None else {"params": params}
+    if state is None:
+        return objective(student, teacher, batch, **own), None
+    return objective(student, teacher, batch, **own, state=state)
+
+
+def next_state(objective: Any, state: PyTree, seen: PyTree) -> PyTree:
+    """The state after an update.
+
+    Args:
+      objective: The objective.
+      state: The state before.
+      seen: What `evaluate` returned, stacked over the microbatches of the update.
+    """
+    if state is None:
+        return None
+    new = jax.lax.stop_gradient(objective.next_state(state, seen))
+    described = [
+        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+        for tree in (state, new)
+    ]
+    if described[0] != described[1]:
+        fail(
+            "DistillStep",
+            "the objective's next_state",
+            f"return arrays as those of init_state, {described[0]}",
+            described[1],
+            "A state that changes its form cannot be trained with, nor saved.",
+        )
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), new)
