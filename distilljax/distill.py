@@ -32,7 +32,6 @@ from distilljax._functional import (
     cast_floating,
     default_forward,
     freeze,
-    shard_as_batch,
     split_batch,
     split_module,
 )
@@ -48,6 +47,7 @@ from distilljax.terms import (
     reduce_terms,
     refuse_reserved_keys,
     refuse_reserved_names,
+    shard_outputs,
 )
 from distilljax.typing import Mean
 
@@ -96,20 +96,20 @@ class DistillStep:
         teacher = as_teacher(batch.get("teacher"))
         if self.teacher_apply is not None:
             teacher = as_teacher(self.teacher_apply(teacher_state, seen))
-        teacher = jax.lax.stop_gradient(shard_as_batch(teacher, self.batch_axes))
+        teacher = jax.lax.stop_gradient(shard_outputs(teacher, self.batch_axes))
         view = {**batch, "step": state.step}
         if _objective.uses_average(self.objective):
             weights = cast_floating(self.student_of(state.ema), self.compute_dtype)
             average = as_outputs(model.infer(weights, state.rest, seen))
-            average = shard_as_batch(average, self.batch_axes)
+            average = shard_outputs(average, self.batch_axes)
             view["average"] = jax.lax.stop_gradient(average)
         terms, noted = _objective.evaluate(
             self.objective, student, teacher, view, own, state.objective_state
         )
         loss, metrics = reduce_terms(terms, counts)
         counts = {name: mean.count for name, mean in metrics.items()}
-        always = jax.lax.stop_gradient(diagnostics(student, teacher, batch))
-        refuse_reserved_names(metrics, always)
+        always = jax.lax.stop_gradient(diagnostics(student, teacher, batch, terms))
+        refuse_reserved_names(terms, always)
         metrics |= always
         return loss, (rest, metrics, counts, jax.lax.stop_gradient(noted))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distilljax import losses
-from distilljax._functional import Batch
+from distilljax._functional import Batch, shard_as_batch
+from distilljax.losses._heads import map_positions
 from distilljax.typing import Mean
 
 
@@ -21,8 +22,9 @@ class Outputs:
     """What a model says about a batch.
 
     Attributes:
-      logits: Unnormalised log-probabilities, floating point, [batch, ..., classes]; a
-        teacher's may be `losses.SparseLogits` or `losses.SampledLogits`.
+      logits: Unnormalised log-probabilities, floating point, [batch, ..., classes]; or
+        a `losses.LinearHead`, whose logits are never whole; a teacher's may also be
+        `losses.SparseLogits` or `losses.SampledLogits`.
       features: Named intermediate arrays, for losses that compare them.
 
     Example:
@@ -50,6 +52,8 @@ class Term:
       where: Which positions count: boolean, of the shape of `values`; None is all. Any
         number but 0 counts as True: a mask is no weight.
       weight: Factor of this term in the loss, a scalar; may be traced.
+      parts: What else is known of it, by the names under which it is logged: a loss
+        that was computed in one go has its summands here. Not added to the loss.
 
     Example:
       >>> term = Term(jnp.array([1.0, 3.0, 99.0]), jnp.array([True, True, False]))
@@ -60,6 +64,7 @@ class Term:
     values: Any
     where: Any = None
     weight: Any = 1.0
+    parts: Mapping[str, Mean] = field(default_factory=dict)
 
     def mean(self) -> Mean:
         """The sum of the values that count, and their count."""
@@ -89,7 +94,8 @@ def reduce_terms(
         (a microbatch is divided by the count of the whole batch).
 
     Returns:
-      The loss, float32 scalar; and each term unweighted, as a `Mean` without gradient.
+      The loss, float32 scalar; and each term unweighted, and its parts, as a `Mean`
+      without gradient.
 
     Example:
       >>> terms = {"kd": Term(jnp.array([1.0, 3.0]), weight=2.0),
@@ -117,7 +123,13 @@ def reduce_terms(
         mean = term.mean()
         count = mean.count if counts is None else counts[name]
         loss += term.weight * Mean(mean.sum, jax.lax.stop_gradient(count)).value
-        metrics[name] = jax.lax.stop_gradient(mean)
+        found = {name: mean, **term.parts}
+        if twice := sorted(metrics.keys() & found.keys()):
+            raise ValueError(
+                "reduce_terms: the names of terms and of their parts must differ, got "
+                f"{twice} twice. Rename one in the objective."
+            )
+        metrics |= jax.lax.stop_gradient(found)
     return loss, metrics
 
 
@@ -178,33 +190,64 @@ def log_mean_probabilities(
     return jax.nn.logsumexp(log_p, axis=0, b=share / jnp.sum(share))
 
 
-def diagnostics(student: Outputs, teacher: Teacher, batch: Batch) -> dict[str, Mean]:
-    """What is always logged of two sets of logits, at temperature 1, in nats."""
+def shard_outputs(outputs: Any, axes: Any) -> Any:
+    """Hold what belongs to the examples to the sharding of the batch, if `axes`."""
+    if outputs is None:
+        return None
+    if isinstance(outputs, Mapping):
+        return {name: shard_outputs(x, axes) for name, x in outputs.items()}
+    head = outputs.logits
+    if not isinstance(head, losses.LinearHead):
+        return shard_as_batch(outputs, axes)
+    sharded = shard_as_batch(Outputs(head.hidden, outputs.features), axes)
+    return replace(sharded, logits=replace(head, hidden=sharded.logits))
+
+
+def diagnostics(
+    student: Outputs,
+    teacher: Teacher,
+    batch: Batch,
+    terms: Mapping[str, Term] | None = None,
+) -> dict[str, Mean]:
+    """What is always logged of two sets of logits, at temperature 1, in nats.
+
+    Nothing where the terms have it among their parts: a head's logits would be made a
+    second time for it.
+    """
     z = student.logits
     one = as_one_teacher(teacher)
     v = None if one is None else one.logits
     if z is None:
         return {}
     positions = z.shape[:-1]
+    where, labels = batch.get("loss_mask"), batch.get("labels")
+    where = where if where is not None and where.shape == positions else None
+    labels = labels if labels is not None and labels.shape == positions else None
+    sparse = isinstance(v, losses.SparseLogits)
+    v = v if sparse or getattr(v, "shape", None) == z.shape else None
+    known = {name for term in (terms or {}).values() for name in term.parts}
+    if {"student_entropy"} | ({"agreement"} if v is not None else set()) <= known:
+        return {}
+    heads = any(isinstance(x, losses.LinearHead) for x in (z, v))
+    values = (
+        map_positions(_diagnose, z, v, labels) if heads else _diagnose(z, v, labels)
+    )
+    return {name: Term(x, where).mean() for name, x in values.items()}
 
-    def mean(values: Array) -> Mean:
-        where = batch.get("loss_mask")
-        where = where if where is not None and where.shape == positions else None
-        return Term(values, where).mean()
 
+def _diagnose(z: Array, v: Any, labels: Array | None) -> dict[str, Array]:
     top_z = jnp.argmax(z, axis=-1)
-    metrics = {"student_entropy": mean(losses.soft_cross_entropy(z, z))}
-    if (labels := batch.get("labels")) is not None and labels.shape == positions:
-        metrics["accuracy"] = mean((top_z == labels).astype(jnp.float32))
+    values = {"student_entropy": losses.soft_cross_entropy(z, z)}
+    if labels is not None:
+        values["accuracy"] = (top_z == labels).astype(jnp.float32)
     if isinstance(v, losses.SparseLogits):
         best = jnp.argmax(v.log_probs, axis=-1)[..., None]
         top_v = jnp.take_along_axis(v.ids, best, axis=-1)[..., 0]
-        metrics["agreement"] = mean((top_z == top_v).astype(jnp.float32))
+        values["agreement"] = (top_z == top_v).astype(jnp.float32)
         if 1.0 in v.temperatures:  # of the tail bucket, so at most the dense one
-            metrics["kl"] = mean(losses.forward_kl(z, v))
-    elif v is not None and getattr(v, "shape", None) == z.shape:
-        agree = (top_z == jnp.argmax(v, axis=-1)).astype(jnp.float32)
-        metrics["agreement"] = mean(agree)
-        metrics["kl"] = mean(losses.forward_kl(z, v))
-        metrics["teacher_entropy"] = mean(losses.soft_cross_entropy(v, v))
-    return metrics
+            values["kl"] = losses.forward_kl(z, v)
+    elif v is not None:
+        values["agreement"] = (top_z == jnp.argmax(v, axis=-1)).astype(jnp.float32)
+        values["kl"] = losses.forward_kl(z, v)
+        values["teacher_entropy"] = losses.soft_cross_entropy(v, v)
+    return values

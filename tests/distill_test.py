@@ -735,3 +735,46 @@ def test_the_pure_layer_needs_an_optimizer(teacher):
     step = make_distill_step(BOTH, teacher, tx=optax.sgd(0.1))
     with pytest.raises(ValueError, match="student must be given to make_distill_step"):
         step.init(Net(6, nnx.Rngs(0)))
+
+
+# --- Heads ---------------------------------------------------------------------------
+
+
+class Decoder(nnx.Module):
+    """Tied embeddings; its outputs are a head, or the logits that it would make."""
+
+    def __init__(self, width, as_head, rngs):
+        self.embedding = nnx.Embed(50, width, rngs=rngs)
+        self.as_head = as_head
+
+    def __call__(self, tokens, positions=None, segment_ids=None):
+        hidden = jnp.tanh(self.embedding(tokens))
+        kernel = self.embedding.embedding[...].T
+        head = losses.LinearHead(hidden, kernel, softcap=5.0)
+        return Outputs(head if self.as_head else head.logits())
+
+
+def test_a_step_over_heads_is_the_step_over_logits():
+    """With accumulation and unequal masks; the metrics come out of the fused pass."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "tokens": jnp.asarray(rng.integers(0, 50, (4, 9))),
+        "labels": jnp.asarray(rng.integers(0, 50, (4, 9))),
+        "loss_mask": jnp.asarray(rng.random((4, 9)) > np.array([[0.1], [0.9]] * 2)),
+    }
+    objective = objectives.LogitKD(temperature=2.0, ce_weight=0.3)
+    results = []
+    for as_head, accumulate in ((False, 1), (True, 1), (True, 2)):
+        student = Decoder(4, as_head, nnx.Rngs(0))
+        teacher = Decoder(6, as_head, nnx.Rngs(1))
+        step = make_distill_step(objective, teacher, accumulate=accumulate)
+        optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
+        metrics = step(student, optimizer, batch)
+        values = {name: mean.value for name, mean in metrics.items()}
+        results.append((values, student.embedding.embedding[...]))
+    expected, weights = results[0]
+    for values, found in results[1:]:
+        assert values.keys() == expected.keys() | {"logit_kd"}
+        for name, value in expected.items():
+            np.testing.assert_allclose(values[name], value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-6)

@@ -19,6 +19,8 @@ from distilljax._functional import (
     split_module,
 )
 from distilljax.evaluation.measures import measure, summarize
+from distilljax.losses import LinearHead
+from distilljax.losses._heads import join_chunks, map_chunks
 from distilljax.metrics import max_lead
 from distilljax.sharding import replicated
 from distilljax.terms import as_outputs
@@ -33,6 +35,28 @@ class Evaluation:
     labels: np.ndarray
     student_predictions: np.ndarray
     teacher_predictions: np.ndarray | None
+
+
+def _measure_both(z: Any, v: Any, labels: Any, where: Any) -> tuple[Any, ...]:
+    """Sums of student and teacher, and the predictions of both."""
+    return (
+        measure(z, v, labels, where),
+        None if v is None else measure(v, None, labels, where),
+        jnp.argmax(z, axis=-1),
+        None if v is None else jnp.argmax(v, axis=-1),
+    )
+
+
+def _measure_all(z: Any, v: Any, labels: Any, where: Any) -> tuple[Any, ...]:
+    """The same; the logits of a head are made for a chunk of positions at a time."""
+    if not any(isinstance(x, LinearHead) for x in (z, v)):
+        return _measure_both(z, v, labels, where)
+    sums, teacher_sums, *tops = map_chunks(_measure_both, z, v, labels, where)
+    sums, teacher_sums = jax.tree.map(
+        lambda x: jnp.sum(x, axis=0, dtype=x.dtype), (sums, teacher_sums)
+    )
+    tops = jax.tree.map(lambda x: join_chunks(x, labels.shape), tops)
+    return sums, teacher_sums, *tops
 
 
 class Evaluator:
@@ -65,14 +89,7 @@ class Evaluator:
             if teacher_logits is not None:
                 v = teacher_logits(teacher_state, batch)
             where, labels = batch["loss_mask"], batch["labels"]
-            return (
-                measure(z, v, labels, where),
-                None if v is None else measure(v, None, labels, where),
-                jnp.argmax(z, axis=-1),
-                None if v is None else jnp.argmax(v, axis=-1),
-                labels,
-                where,
-            )
+            return *_measure_all(z, v, labels, where), labels, where
 
         # Replicated: a handful of sums, and one integer per example.
         self._run = jax.jit(run, out_shardings=replicated(mesh))

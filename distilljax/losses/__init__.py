@@ -19,6 +19,8 @@ from distilljax.losses._feature_maps import activation_boundary as activation_bo
 from distilljax.losses._feature_maps import attention_transfer as attention_transfer
 from distilljax.losses._feature_maps import flow_of_solution as flow_of_solution
 from distilljax.losses._feature_maps import neuron_selectivity as neuron_selectivity
+from distilljax.losses._fused import fused_divergence as fused_divergence
+from distilljax.losses._heads import LinearHead as LinearHead
 from distilljax.losses._hidden import hidden_cosine as hidden_cosine
 from distilljax.losses._hidden import hidden_mse as hidden_mse
 from distilljax.losses._hinge_ranking import hinge_ranking as hinge_ranking

@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, Shaped
 from distilljax._checks import check_between
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._categories import categories
+from distilljax.losses._heads import accepts_heads
 from distilljax.losses._sparse import Teacher
 from distilljax.typing import Scalar
 
 
+@accepts_heads
 def adaptive_kl(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,

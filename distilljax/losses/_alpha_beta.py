@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Shaped
 from distilljax._checks import check_finite
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._categories import categories
+from distilljax.losses._heads import accepts_heads
 from distilljax.losses._sparse import Teacher
 from distilljax.typing import Scalar
 
@@ -16,6 +17,7 @@ from distilljax.typing import Scalar
 _LOG_ZERO = -1e9
 
 
+@accepts_heads
 def alpha_beta(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,

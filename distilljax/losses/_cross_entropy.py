@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, Integer, Shaped
 from distilljax._checks import check_between, check_labels, check_logits, check_where
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._categories import categories, sampled
+from distilljax.losses._heads import accepts_heads
 from distilljax.losses._sparse import SampledLogits, Teacher
 from distilljax.typing import Scalar
 
 
+@accepts_heads
 def cross_entropy(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "..."],
@@ -76,6 +78,7 @@ def cross_entropy(
     return numerics.zero_masked(values, mask)
 
 
+@accepts_heads
 def soft_cross_entropy(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,

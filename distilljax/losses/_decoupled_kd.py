@@ -8,9 +8,11 @@ from jaxtyping import Array, Float, Integer, Shaped
 
 from distilljax._checks import check_between, check_labels, check_temperature
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._heads import accepts_heads
 from distilljax.typing import Scalar
 
 
+@accepts_heads
 def decoupled_kd(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "..."],

@@ -8,9 +8,11 @@ from jaxtyping import Array, Float, Shaped
 
 from distilljax._checks import check_between, fail
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._heads import accepts_heads
 from distilljax.typing import Scalar
 
 
+@accepts_heads
 def hinge_ranking(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "..."],

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._categories import categories, sampled
+from distilljax.losses._heads import accepts_heads
 from distilljax.losses._sparse import SampledLogits, Teacher
 from distilljax.typing import Scalar
 
@@ -14,6 +15,7 @@ from distilljax.typing import Scalar
 # by hand, because the message should say what to do about a mismatch.
 
 
+@accepts_heads
 def forward_kl(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,
@@ -73,6 +75,7 @@ def forward_kl(
     return numerics.zero_masked(numerics.kl(log_p, log_q), mask)
 
 
+@accepts_heads
 def reverse_kl(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,

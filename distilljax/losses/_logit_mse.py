@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._heads import accepts_heads
 
 
+@accepts_heads
 def logit_mse(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "..."],

@@ -8,10 +8,12 @@ from jaxtyping import Array, Float, Shaped
 from distilljax._checks import check_between
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._categories import categories
+from distilljax.losses._heads import accepts_heads
 from distilljax.losses._sparse import Teacher
 from distilljax.typing import Scalar
 
 
+@accepts_heads
 def jensen_shannon(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,
@@ -76,6 +78,7 @@ def jensen_shannon(
     return numerics.zero_masked(values, mask)
 
 
+@accepts_heads
 def skew_forward_kl(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,
@@ -123,6 +126,7 @@ def skew_forward_kl(
     return numerics.zero_masked(numerics.kl_to_mixture(log_p, log_q, weight), mask)
 
 
+@accepts_heads
 def skew_reverse_kl(
     student: Float[Array, "*batch classes"],
     teacher: Teacher,

@@ -8,9 +8,11 @@ from jaxtyping import Array, Float, Shaped
 
 from distilljax._checks import check_temperature, check_unequal_logits, check_where
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._heads import accepts_heads
 from distilljax.typing import Scalar
 
 
+@accepts_heads
 def universal_logit(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "..."],

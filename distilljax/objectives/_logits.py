@@ -71,7 +71,9 @@ class LogitKD:
            + ce_weight * cross_entropy(student, labels)
 
     The factor T^2 keeps the gradient of the soft term at the size of the hard one when
-    the temperature changes. The mask is ``batch["loss_mask"]``, if there is one.
+    the temperature changes. The mask is ``batch["loss_mask"]``, if there is one. Where
+    the student's logits are a `losses.LinearHead`, both terms come out of one fused
+    pass, as one term that has them as its parts.
 
     Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
     2015, arXiv 1503.02531, section 2.
@@ -121,6 +123,8 @@ class LogitKD:
         temperature = value_at(self.temperature, batch)
         z = logits_of("LogitKD", student, "student")
         v = logits_of("LogitKD", teacher, "teacher")
+        if isinstance(z, losses.LinearHead):
+            return {"logit_kd": self._fused(z, v, temperature, batch)}
         soft = self.divergence(z, v, temperature=temperature, where=where)
         kd_weight = value_at(self.kd_weight, batch) * temperature**2
         terms = {"kd": Term(soft, where, kd_weight)}
@@ -128,6 +132,26 @@ class LogitKD:
             hard = losses.cross_entropy(z, labels_of("LogitKD", batch), where=where)
             terms["ce"] = Term(hard, where, value_at(self.ce_weight, batch))
         return terms
+
+    def _fused(
+        self, student: losses.LinearHead, teacher: Any, temperature: Any, batch: Batch
+    ) -> Term:
+        labels = batch.get("labels")
+        if callable(self.ce_weight) or self.ce_weight != 0:
+            labels = labels_of("LogitKD", batch)
+        elif labels is not None and labels.shape != student.shape[:-1]:
+            labels = None  # of something else than the positions
+        total, parts = losses.fused_divergence(
+            student,
+            teacher,
+            divergence=self.divergence,
+            labels=labels,
+            temperature=temperature,
+            kd_weight=value_at(self.kd_weight, batch) * temperature**2,
+            ce_weight=value_at(self.ce_weight, batch),
+            where=batch.get("loss_mask"),
+        )
+        return Term(total, parts=parts)
 
 
 @dataclass(frozen=True)
@@ -158,11 +182,19 @@ class CrossEntropy:
         """The term ``ce``."""
         del teacher
         where = batch.get("loss_mask")
+        z = logits_of("CrossEntropy", student, "student")
+        labels = labels_of("CrossEntropy", batch)
+        if isinstance(z, losses.LinearHead):
+            total, parts = losses.fused_divergence(
+                z,
+                labels=labels,
+                ce_weight=1.0,
+                label_smoothing=self.label_smoothing,
+                where=where,
+            )
+            return {"ce": Term(total, parts={k: parts[k] for k in parts if k != "ce"})}
         values = losses.cross_entropy(
-            logits_of("CrossEntropy", student, "student"),
-            labels_of("CrossEntropy", batch),
-            label_smoothing=self.label_smoothing,
-            where=where,
+            z, labels, label_smoothing=self.label_smoothing, where=where
         )
         return {"ce": Term(values, where)}
 

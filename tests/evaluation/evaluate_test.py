@@ -1,4 +1,4 @@
-"""The evaluator: sums over batches that lose nothing."""
+"""The evaluator: sums over batches that lose nothing, and heads measured in chunks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax.evaluation.evaluate import Evaluator
+from distilljax.evaluation.evaluate import Evaluator, _measure_all
+from distilljax.losses import LinearHead
 
 
 class _Scaled(nnx.Module):
@@ -38,3 +39,22 @@ def test_batches_are_added_in_float64():
     found = Evaluator(student, None, mesh=mesh)(params, rest, None, batches)
     assert found.student["nll"] * 6 == pytest.approx(2**24 + 5, abs=1e-2)
     assert found.student["num_examples"] == 6
+
+
+def test_a_head_is_measured_in_chunks(monkeypatch):
+    """Chunks of 3 for 10 positions: what fills up the last one counts nowhere."""
+    monkeypatch.setattr("distilljax.losses._heads.default_chunk", lambda *_: 3)
+    rng = np.random.default_rng(0)
+    shapes = ((10, 4), (4, 6), (10, 5), (5, 6))
+    h, k, teacher_h, teacher_k = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes
+    )
+    student, teacher = LinearHead(h, k), LinearHead(teacher_h, teacher_k)
+    labels = jnp.asarray(rng.integers(0, 6, 10))
+    where = jnp.arange(10) < 8
+    found = jax.jit(_measure_all)(student, teacher, labels, where)
+    whole = (student.logits(), teacher.logits())
+    expected = jax.jit(_measure_all)(*whole, labels, where)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected
+    )

@@ -9,7 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from distilljax import Outputs, losses, make_distill_step, objectives, reduce_terms
+from distilljax import (
+    Outputs,
+    Term,
+    losses,
+    make_distill_step,
+    objectives,
+    reduce_terms,
+)
 
 STUDENT = Outputs(jnp.array([[0.5, 1.0, 0.0, 0.0], [3.0, 0.0, 1.0, 2.0]]))
 TEACHER = Outputs(jnp.array([[2.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, 3.0]]))
@@ -121,3 +128,62 @@ def test_a_sparse_teacher_comes_in_the_batch():
     assert metrics[-1]["kd"].value < 0.01 * metrics[0]["kd"].value
     assert metrics[-1]["kl"].value < 0.02 < metrics[0]["kl"].value
     assert metrics[-1]["agreement"].value == 1
+
+
+# --- Heads ---------------------------------------------------------------------------
+
+
+def heads():
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.normal(size=shape) for shape in ((2, 5, 3), (3, 7), (2, 5, 4), (4, 7))
+    ]
+    h, k, teacher_h, teacher_k = (jnp.asarray(x, jnp.float32) for x in arrays)
+    student = losses.LinearHead(h, k, softcap=3.0)
+    batch = {
+        "labels": jnp.asarray(rng.integers(0, 7, (2, 5))),
+        "loss_mask": jnp.asarray(rng.random((2, 5)) > 0.3),
+    }
+    return student, losses.LinearHead(teacher_h, teacher_k), batch
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.LogitKD(temperature=2.0, kd_weight=0.7, ce_weight=0.3),
+        objectives.LogitKD(divergence=losses.reverse_kl),
+        objectives.CrossEntropy(label_smoothing=0.1),
+    ],
+)
+def test_heads_give_what_logits_give(objective):
+    """Loss, gradient and every name that is logged, from one fused term."""
+    student, teacher, batch = heads()
+
+    def fused(student):
+        terms = objective(Outputs(student), Outputs(teacher), batch)
+        assert len(terms) == 1
+        return reduce_terms(terms)
+
+    def plain(student):
+        outputs = Outputs(student.logits()), Outputs(teacher.logits())
+        return reduce_terms(objective(*outputs, batch))
+
+    (loss, metrics), grads = jax.value_and_grad(fused, has_aux=True)(student)
+    (expected, named), slopes = jax.value_and_grad(plain, has_aux=True)(student)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for name, mean in named.items():
+        np.testing.assert_allclose(metrics[name].value, mean.value, rtol=1e-5)
+        assert float(metrics[name].count) == float(mean.count)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        grads,
+        slopes,
+    )
+
+
+def test_two_terms_cannot_log_one_name():
+    student, teacher, batch = heads()
+    terms = objectives.LogitKD(ce_weight=0.5)(Outputs(student), Outputs(teacher), batch)
+    again = Term(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"must differ, got \['ce'\] twice"):
+        reduce_terms({**terms, "ce": again})

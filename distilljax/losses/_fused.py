@@ -1,0 +1,242 @@
+"""Distillation from hidden states in one pass, gradient included."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Integer, Shaped
+
+from distilljax._checks import (
+    check_between,
+    check_labels,
+    check_scalar,
+    check_temperature,
+    check_where,
+    fail,
+    is_static,
+)
+from distilljax.losses import _numerics as numerics
+from distilljax.losses._fused_block import Losses
+from distilljax.losses._fused_mesh import (
+    has_split_classes,
+    pad_axis,
+    padded_classes,
+    padded_rows,
+    products_for,
+)
+from distilljax.losses._fused_pass import Pass, total_and_values
+from distilljax.losses._heads import (
+    LinearHead,
+    check_head,
+    flat_rows,
+)
+from distilljax.losses._kl import forward_kl
+from distilljax.typing import Mean, Scalar
+
+
+def fused_divergence(
+    student: LinearHead,
+    teacher: Any = None,
+    *,
+    divergence: Callable[..., Array] = forward_kl,
+    labels: Integer[Array, "..."] | None = None,
+    temperature: Scalar = 1.0,
+    kd_weight: Scalar = 1.0,
+    ce_weight: Scalar = 0.0,
+    label_smoothing: Scalar = 0.0,
+    where: Shaped[Array, "..."] | None = None,
+    num_classes: int | None = None,
+    matmul_dtype: Any = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Mean, dict[str, Mean]]:
+    """Divergence and cross-entropy from hidden states, without the logits, in nats.
+
+    total = kd_weight divergence(student, teacher) + ce_weight cross_entropy(student),
+    summed over the positions that count
+
+    One pass over chunks of positions: the logits of a chunk are made, compared, turned
+    into the gradient of hidden states and kernel, and dropped. Asked for values alone,
+    it forms no gradient. There is no factor T^2 in it: give kd_weight = w T^2.
+
+    Args:
+      student: A `LinearHead`, hidden states [*batch, width]; gets the gradient.
+      teacher: A `LinearHead` of another width, dense logits [*batch, classes], or a
+        sparse signal that the divergence takes; gets none. None for labels alone.
+      divergence: Any position-wise divergence of `distilljax.losses`, the function
+        itself, called with ``temperature`` and ``where``. Bind other options with
+        `functools.partial`.
+      labels: Class indices [*batch], or None.
+      temperature: T > 0 of the divergence; may be traced; gets no gradient.
+      kd_weight: Factor of the divergence; may be traced.
+      ce_weight: Factor of the cross-entropy, at temperature 1; may be traced.
+      label_smoothing: As in `cross_entropy`.
+      where: Mask [*batch]; a position where it is false counts nowhere, and its
+        gradient is exactly 0, whatever its hidden states. None counts every position.
+      num_classes: Classes that are real, where the vocabularies are padded, perhaps to
+        different sizes: the others take no probability and get no gradient. None takes
+        all, and the sizes must agree.
+      matmul_dtype: Type of the factors of all products, such as ``jnp.bfloat16``; sums
+        are in float32. None keeps that of the heads.
+      chunk_tokens: Positions in a chunk; None chooses by width and number of positions.
+
+    Returns:
+      The total as a `Mean`, whose ``sum`` is differentiable with respect to the student
+      and the weights, and its parts by name, each a `Mean` without gradient: ``kd``,
+      ``ce`` unweighted, and at temperature 1 ``kl``, ``student_entropy``,
+      ``teacher_entropy``, ``agreement`` of the likeliest classes and ``accuracy``, as
+      far as there are a teacher and labels. The counts are of the mask.
+
+    Numerics: Logits, softmax and sums are in float32 (float64 if an input is), and so
+    is the gradient of the kernel while it is summed, whatever the dtype of the heads.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> student = LinearHead(jnp.eye(2), jnp.log(jnp.array([[0.25, 0.75]] * 2)))
+      >>> teacher = jnp.log(jnp.array([[0.5, 0.5], [0.25, 0.75]]))
+      >>> total, parts = fused_divergence(student, teacher)
+      >>> round(float(total.value), 4)      # (.5 log 2 + .5 log(2/3) + 0) / 2
+      0.0719
+      >>> float(parts["agreement"].value)   # equals of the first teacher: class 0
+      0.5
+
+    Reference: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training",
+    2024, arXiv 2410.10989, section 3.2 (gradient in the forward pass, by chunks).
+    """
+    name = "fused_divergence"
+    _check(name, student, teacher, divergence, labels, where, num_classes)
+    check_temperature(name, temperature)
+    check_between(name, "label_smoothing", label_smoothing, 0, 1)
+    for argument, value in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
+        check_scalar(name, argument, value)
+
+    rows, heads = _flat(student, teacher, labels, where)
+    kernels = [head.kernel for head in heads.values()]
+    widths = [kernel.shape[0] for kernel in kernels]
+    plan = Pass(
+        losses=Losses(
+            divergence=divergence,
+            has_teacher=teacher is not None,
+            tempered=not (is_static(temperature) and float(temperature) == 1.0),
+            smooth=not (is_static(label_smoothing) and float(label_smoothing) == 0.0),
+        ),
+        num_classes=num_classes or student.num_classes,
+        chunk=chunk_tokens,
+        products=products_for(matmul_dtype, widths, kernels[0].shape[1]),
+    )
+    scalars = {
+        "temperature": temperature,
+        "label_smoothing": label_smoothing,
+        "kd_weight": kd_weight,
+        "ce_weight": ce_weight,
+    }
+    dtype = numerics.compute_dtype(student.hidden, student.kernel)
+    scalars = {key: jnp.asarray(x).astype(dtype) for key, x in scalars.items()}
+    total, values = total_and_values(plan, rows.pop("student"), heads, rows, scalars)
+    count = jnp.sum(rows["mask"], dtype=jnp.float32)
+    parts = {key: Mean(jnp.sum(x), count) for key, x in values.items()}
+    return Mean(total, count), jax.lax.stop_gradient(parts)
+
+
+def _flat(
+    student: LinearHead, teacher: Any, labels: Any, where: Any
+) -> tuple[dict[str, Any], dict[str, LinearHead]]:
+    """What belongs to the positions, along one axis, and the heads without that.
+
+    On a mesh both are padded to what its devices divide; padding counts nowhere.
+    """
+    lead = student.shape[:-1]
+    where = jnp.ones(lead, bool) if where is None else where
+    rows: dict[str, Any] = {"mask": jnp.asarray(where).astype(bool)}
+    rows["student"], heads = student.hidden, {"student": student}
+    if labels is not None:
+        rows["labels"] = jnp.asarray(labels).astype(jnp.int32)
+    classes = student.num_classes
+    if isinstance(teacher, LinearHead):
+        rows["teacher"], heads["teacher"] = teacher.hidden, teacher
+        classes = max(classes, teacher.num_classes)
+    elif shape := getattr(teacher, "shape", None):
+        classes = max(classes, shape[-1])
+    # Without an axis that splits the classes, logits are cut to size as they are made.
+    classes = padded_classes(classes) if has_split_classes() else 0
+    if "teacher" not in rows and teacher is not None:
+        is_array = isinstance(teacher, jax.Array)
+        rows["teacher"] = pad_axis(teacher, classes, -1) if is_array else teacher
+    flat = flat_rows(jax.tree.map(jnp.asarray, rows), len(lead))
+    full = padded_rows(math.prod(lead))
+    flat = jax.tree.map(lambda x: pad_axis(x, full, 0), flat)
+    return flat, {key: _rest(head, classes) for key, head in heads.items()}
+
+
+def _rest(head: LinearHead, classes: int) -> LinearHead:
+    """The head without its hidden states; zeros for classes that others have."""
+    kernel = pad_axis(jnp.asarray(head.kernel), classes, 1)
+    bias = None if head.bias is None else pad_axis(jnp.asarray(head.bias), classes, 0)
+    return dataclasses.replace(head, hidden=None, kernel=kernel, bias=bias)
+
+
+def _check(
+    name: str,
+    student: Any,
+    teacher: Any,
+    divergence: Callable[..., Array],
+    labels: Any,
+    where: Any,
+    num_classes: int | None,
+) -> None:
+    """Raise for what does not fit together."""
+    if not isinstance(student, LinearHead):
+        fail(
+            name,
+            "student",
+            "be a LinearHead",
+            type(student).__name__,
+            "Logits that exist already go to the divergence itself.",
+            TypeError,
+        )
+    check_head(name, "student", student)
+    lead = student.shape[:-1]
+    check_where(name, where, lead)
+    if labels is not None:
+        check_labels(name, labels, lead)
+    if num_classes is not None and not 1 <= num_classes <= student.num_classes:
+        fail(
+            name,
+            "num_classes",
+            f"lie in [1, {student.num_classes}], the classes of student",
+            num_classes,
+            "It is the number of classes that are no padding.",
+        )
+    if teacher is None and labels is None:
+        fail(
+            name,
+            "teacher",
+            "be given, or labels",
+            "neither",
+            "There is nothing to learn from.",
+        )
+    if isinstance(teacher, LinearHead):
+        check_head(name, "teacher", teacher)
+    if shape := getattr(teacher, "shape", None):  # a sparse signal has none
+        _check_classes(name, student, shape, num_classes)
+
+
+def _check_classes(
+    name: str, student: LinearHead, shape: tuple[int, ...], num_classes: int | None
+) -> None:
+    """The teacher has the positions of the student, and the classes that count."""
+    same = shape[-1:] == student.shape[-1:]
+    enough = num_classes is not None and shape[-1] >= num_classes
+    if shape[:-1] == student.shape[:-1] and (same or enough):
+        return
+    remedy = (
+        "The leading axes differ: check that both models saw the same batch."
+        if shape[:-1] != student.shape[:-1]
+        else "Where padding makes the difference, pass num_classes, the number of "
+        "classes that both know; else check that both have one vocabulary."
+    )
+    fail(name, "teacher", f"have the shape of student, {student.shape}", shape, remedy)

@@ -1,0 +1,131 @@
+"""The pass on a mesh: positions over `data` and `fsdp`, classes over `tensor`.
+
+Each device runs the pass over its own positions. What happens along the axes of the
+positions is written by hand, with `jax.shard_map`, because there the compiler would be
+free to gather a kernel whole. Along `tensor` it is left to the compiler, which is held
+to blocks of logits that stay split: every divergence is elementwise but for reductions
+over classes, and those become reductions of one number for each position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array
+
+from distilljax.losses._products import Products
+
+POSITIONS = ("data", "fsdp")
+WIDTH = "fsdp"
+CLASSES = "tensor"
+# A kernel is gathered in this many slices, or the next number that divides it.
+NUM_SLICES = 8
+
+
+def automatic_axes() -> dict[str, int]:
+    """Sizes of the axes of the mesh that is set, as far as the compiler has them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return {}
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    free = [axis for axis, kind in kinds if kind == AxisType.Auto]
+    return {axis: mesh.shape[axis] for axis in free if mesh.shape[axis] > 1}
+
+
+def position_axes() -> tuple[str, ...]:
+    """The axes of the mesh that is set over which positions are split."""
+    return tuple(axis for axis in POSITIONS if axis in automatic_axes())
+
+
+def has_split_classes() -> bool:
+    """Whether the mesh that is set splits the classes."""
+    return CLASSES in automatic_axes()
+
+
+def products_for(dtype: Any, widths: list[int], classes: int) -> Products:
+    """How kernels of these widths lie on the mesh that is set."""
+    axes = automatic_axes()
+    if not has_split_classes():
+        return Products(dtype)
+    products = Products(dtype, CLASSES, axes[CLASSES])
+    if WIDTH not in axes or any(width % axes[WIDTH] for width in widths):
+        return products
+    local = classes // axes[CLASSES]
+    near = range(NUM_SLICES, min(8 * NUM_SLICES, local) + 1)
+    slices = next((n for n in near if local % n == 0), 1)
+    return replace(products, width_axis=WIDTH, num_slices=slices)
+
+
+def padded_classes(classes: int) -> int:
+    """So many classes that every device along `tensor` has equally many, in slices.
+
+    What the devices divide already stays as it is: padding a kernel is a copy of it.
+    """
+    shards = automatic_axes().get(CLASSES, 1)
+    if classes % shards == 0:
+        return classes
+    step = shards * NUM_SLICES if classes > shards * NUM_SLICES else shards
+    return -(-classes // step) * step
+
+
+def pad_axis(x: Array, size: int, axis: int) -> Array:
+    """Zeros behind the values of an axis, up to a size."""
+    short = size - x.shape[axis]
+    if short <= 0:
+        return x
+    widths = [(0, short if i == axis % x.ndim else 0) for i in range(x.ndim)]
+    return jnp.pad(x, widths)
+
+
+def padded_rows(num_rows: int) -> int:
+    """So many positions that every device has equally many."""
+    axes = automatic_axes()
+    devices = math.prod(axes[axis] for axis in position_axes())
+    return -(-num_rows // devices) * devices
+
+
+def each_for_its_positions(
+    run: Callable[..., Any], products: Products, wanted: frozenset[str]
+) -> Callable[..., Any]:
+    """`run(params, scalars, fixed)` with positions over the axes of the mesh."""
+    axes = position_axes()
+    if not axes:
+        return run
+    by_row, whole = PartitionSpec(axes), PartitionSpec()
+    special = {"hidden": by_row, "kernel": PartitionSpec(products.width_axis)}
+
+    def local(params: Any, scalars: Any, fixed: Any) -> Any:
+        values, grads = run(params, scalars, fixed)
+        for key in grads.keys() - {"hidden"}:
+            scattered = key == "kernel" and products.width_axis is not None
+            rest = tuple(axis for axis in axes if not (scattered and axis == WIDTH))
+            grads[key] = jax.lax.psum(grads[key], rest) if rest else grads[key]
+        return values, grads
+
+    def on_mesh(params: Any, scalars: Any, fixed: Any) -> Any:
+        teacher, rows, others = fixed
+        specs = {key: special.get(key, whole) for key in (*params, *wanted)}
+        head = None
+        if teacher is not None:
+            head = jax.tree.map(lambda _: whole, teacher)
+            head = replace(head, kernel=special["kernel"])
+        mapped = jax.shard_map(
+            local,
+            in_specs=(
+                {key: specs[key] for key in params},
+                whole,
+                (head, by_row, whole),
+            ),
+            out_specs=(by_row, {key: specs[key] for key in wanted}),
+            axis_names=set(axes),
+            check_vma=False,
+        )
+        return mapped(params, scalars, (teacher, rows, others))
+
+    return on_mesh
