@@ -50,8 +50,9 @@ proofs: $(VENV)/.demo-installed  ## Rerun the published experiments (hours, and 
 	scripts/fetch_assets.sh assets
 	$(BIN)/python benchmarks/proofs.py
 
-bench: $(VENV)/.demo-installed  ## Time the step against a hand-written one
+bench: $(VENV)/.demo-installed  ## Time the step and the fused loss against plain JAX
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/loss.py
 
 # An installation counts as done when its stamp is written, last of all: one that was
 # interrupted is taken up again, and one whose pins have changed is brought up to date.
