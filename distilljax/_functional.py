@@ -163,6 +163,19 @@ def freeze(
     return lambda state, batch: forward(cast_floating(state, dtype), batch), teacher
 
 
+def key_of(data: jax.Array | None) -> jax.Array:
+    """The key of saved key data: of the default implementation, if it is as long.
+
+    Data has no type, and so keeps one sharding through a compiled step; its length
+    tells the implementations apart. None is key(0).
+    """
+    default = jax.random.key(0)
+    if data is None or data.shape == jax.random.key_data(default).shape:
+        return default if data is None else jax.random.wrap_key_data(data)
+    impl = {2: "threefry2x32", 4: "rbg"}[data.shape[-1]]
+    return jax.random.wrap_key_data(data, impl=impl)
+
+
 def split_batch(batch: Batch, num_parts: int) -> PyTree:
     """[batch, ...] -> [num_parts, batch / num_parts, ...], without leaving a device.
 

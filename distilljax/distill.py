@@ -32,6 +32,7 @@ from distilljax._functional import (
     cast_floating,
     default_forward,
     freeze,
+    key_of,
     split_batch,
     split_module,
 )
@@ -117,8 +118,7 @@ class DistillStep:
         self, model: Student, state: DistillState, teacher_state: PyTree, batch: Batch
     ) -> tuple[PyTree, PyTree, Array, dict[str, Mean], PyTree]:
         """The gradient over the whole batch, in `accumulate` microbatches."""
-        key = jax.random.key(0) if state.rng is None else state.rng
-        key = jax.random.fold_in(key, state.step)
+        key = jax.random.fold_in(key_of(state.rng), state.step)
         rngs = jax.random.split(key, self.accumulate)
         given = {"model": model, "state": state, "teacher_state": teacher_state}
         loss = partial(self._loss, **given)
@@ -206,7 +206,7 @@ class DistillStep:
             rest=rest,
             opt_state=self._require(self.tx, "tx").init(params),
             step=jnp.zeros((), jnp.int32),
-            rng=jnp.copy(key),
+            rng=jax.random.key_data(key),
             # a copy: parameters and average are both donated to the next step
             ema=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
             objective_state=_objective.init_state(self.objective),

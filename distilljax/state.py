@@ -22,8 +22,8 @@ class DistillState:
         streams.
       opt_state: State of the optimizer.
       step: Number of updates made, int32 scalar.
-      rng: Key of the random stream of pytree models, of any implementation (an NNX
-        module has its own).
+      rng: Key data, uint32, of the random stream of pytree models (an NNX module has
+        its own).
       ema: Exponential moving average of `params`, or None.
       objective_state: State of the objective, such as a queue; None if it has none.
     """
