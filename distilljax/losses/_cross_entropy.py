@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
 
-from distilljax._checks import check_between, check_labels, check_logits, check_where
+from distilljax._checks import (
+    check_between,
+    check_labels,
+    check_logits,
+    check_where,
+    is_static,
+)
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._categories import categories, sampled
 from distilljax.losses._heads import accepts_heads
@@ -66,14 +72,16 @@ def cross_entropy(
     mask = numerics.as_mask(where)
     logits = jnp.asarray(logits).astype(numerics.compute_dtype(logits))
     log_q = jax.nn.log_softmax(numerics.zero_masked(logits, mask, trailing=1))
-    eps = jnp.asarray(label_smoothing).astype(log_q.dtype)
 
     index, valid = numerics.index_in(jnp.asarray(labels), logits.shape[-1])
     hard = jnp.take_along_axis(log_q, index[..., None], axis=-1)[..., 0]
-    live = ~numerics.is_zero(log_q)
-    spread = jnp.where(live, log_q, jnp.zeros((), log_q.dtype)).sum(axis=-1)
-    soft = spread / jnp.maximum(live.sum(axis=-1), 1).astype(log_q.dtype)
-    values = -(1 - eps) * hard - eps * soft
+    values = -hard
+    if not (is_static(label_smoothing) and float(label_smoothing) == 0):
+        eps = jnp.asarray(label_smoothing).astype(log_q.dtype)
+        live = ~numerics.is_zero(log_q)
+        spread = jnp.where(live, log_q, jnp.zeros((), log_q.dtype)).sum(axis=-1)
+        soft = spread / jnp.maximum(live.sum(axis=-1), 1).astype(log_q.dtype)
+        values = -(1 - eps) * hard - eps * soft
     values *= numerics.poison(valid, values.dtype)
     return numerics.zero_masked(values, mask)
 
