@@ -260,7 +260,7 @@ def main() -> None:
         found["plan"] = [
             plan(args.plan, tokens, dtype)
             for dtype in (jnp.bfloat16, jnp.float32)
-            for tokens in (4096, 32768)
+            for tokens in (1024, 4096, 32768)
         ]
     else:
         found["shape"] = SHAPE

@@ -158,6 +158,7 @@ class Student:
         self.abstract = nnx.eval_shape(lambda: config.student(nnx.Rngs(0)))
         self.forward = config.student_forward or default_forward
         self.teacher = teacher
+        self.real_classes = getattr(config.objective, "num_classes", None)
         self._sharding = batch_sharding(mesh)
         self._evaluator = Evaluator(
             self.abstract,
@@ -165,14 +166,12 @@ class Student:
             mesh=mesh,
             student_forward=self.forward,
             trainable=self.trainable,
+            num_classes=self.real_classes,
         )
         self._costs: dict[str, Any] = {}
         self._kept: dict[Any, list[Any]] = {}
         if teacher is not None:
-            self._teacher_logits = jax.jit(
-                teacher.logits,
-                out_shardings=self._sharding,
-            )
+            self._teacher_logits = jax.jit(teacher.logits, out_shardings=self._sharding)
 
     def num_classes(self, batch: Any) -> int | None:
         """How many classes it knows, found without compute; None without logits.
@@ -190,7 +189,7 @@ class Student:
                 lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch
             )
         z = as_outputs(z).logits
-        return None if z is None else z.shape[-1]
+        return None if z is None else min(z.shape[-1], self.real_classes or z.shape[-1])
 
     def check(self, config: Config, num_classes: int | None, batch: Any) -> None:
         """Its teacher has the same classes, and those in focus exist; without compute.
@@ -215,12 +214,15 @@ class Student:
             return
         with inputs_in_errors("teacher", batch):
             v = jax.eval_shape(self.teacher.logits, self.teacher.state, batch)
-        if v is not None and v.shape[-1] != num_classes:
+        known = (
+            None if v is None else min(v.shape[-1], self.real_classes or v.shape[-1])
+        )
+        if known not in (None, num_classes):
             fail(
                 "train",
                 "the teacher",
                 f"have the student's classes, {num_classes}",
-                v.shape[-1],
+                known,
                 f"Change the student of {config.name!r}, or name another teacher with "
                 "--teacher.workdir.",
             )

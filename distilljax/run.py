@@ -17,6 +17,7 @@ from distilljax._checks import fail
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config
 from distilljax.data import Arrays
+from distilljax.losses import SampledLogits, SparseLogits
 from distilljax.metrics import (
     NonFiniteError,
     Writer,
@@ -161,6 +162,18 @@ class Run:
                 highest,
                 "Change the student's number of classes, or leave these examples out.",
             )
+
+    def check_batch(self, batch: dict[str, Any]) -> None:
+        """The classes that a teacher's sparse signal names are the student's."""
+        if self.num_classes is None:
+            return
+        sparse = (SparseLogits, SampledLogits)
+        signals = jax.tree.leaves(
+            batch.get("teacher"), is_leaf=lambda x: isinstance(x, sparse)
+        )
+        for signal in signals:
+            if isinstance(signal, sparse):
+                signal.check(self.num_classes)
 
     def open_checkpoints(self) -> Checkpoints:
         """The checkpoints of this run."""

@@ -82,7 +82,9 @@ def train(
         with contextlib.closing(run.open_checkpoints()):
             state, start = run.restore_or_init()
             run.begin()
-            batches: Any = prefetch_to_device(run.iterator, batch_sharding(mesh))
+            batches: Any = prefetch_to_device(
+                run.iterator, batch_sharding(mesh), check=run.check_batch
+            )
             update, window = run.training.update, Window()
             with (
                 run.writers(title, start) as (log, advance),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,10 +19,15 @@ class DevicePrefetch:
     """The iterator that `prefetch_to_device` returns; resumable if its batches are."""
 
     def __init__(
-        self, batches: Iterable[Batch], sharding: jax.sharding.Sharding, depth: int
+        self,
+        batches: Iterable[Batch],
+        sharding: jax.sharding.Sharding,
+        depth: int,
+        check: Callable[[Batch], None] | None,
     ):
         self._batches: Any = iter(batches)
         self._sharding = sharding
+        self._check_rows = check
         self._depth = depth
         self._queue: deque[tuple[DeviceBatch, np.ndarray, dict[str, int] | None]]
         self._queue = deque()
@@ -76,6 +81,8 @@ class DevicePrefetch:
         if not self._checked:
             self._check(batch["index"])
             self._checked = True
+        if self._check_rows is not None:
+            self._check_rows(batch)
         # With several processes jax counts this as an implicit transfer, though it can
         # hardly be said more explicitly.
         with jax.transfer_guard_host_to_device("allow"):
@@ -98,7 +105,10 @@ class DevicePrefetch:
 
 
 def prefetch_to_device(
-    batches: Iterable[Batch], sharding: jax.sharding.Sharding, depth: int = 2
+    batches: Iterable[Batch],
+    sharding: jax.sharding.Sharding,
+    depth: int = 2,
+    check: Callable[[Batch], None] | None = None,
 ) -> DevicePrefetch:
     """Global arrays from each process's local batches, sent ahead of their use.
 
@@ -120,6 +130,7 @@ def prefetch_to_device(
       sharding: Of every array; its first axis is the batch.
       depth: How many batches are on the devices or on their way, besides the one that
         was last yielded.
+      check: Called with each batch on the host, before it is sent; raises if it is bad.
 
     Example:
       >>> batch = {"inputs": np.ones((2, 3), np.float32), "index": np.arange(2)}
@@ -130,4 +141,4 @@ def prefetch_to_device(
     """
     if depth < 1:
         fail("prefetch_to_device", "depth", "be at least 1", depth, "2 is common.")
-    return DevicePrefetch(batches, sharding, depth)
+    return DevicePrefetch(batches, sharding, depth, check)

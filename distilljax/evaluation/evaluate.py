@@ -20,7 +20,7 @@ from distilljax._functional import (
 )
 from distilljax.evaluation.measures import measure, summarize
 from distilljax.losses import LinearHead
-from distilljax.losses._heads import join_chunks, map_chunks
+from distilljax.losses._heads import first_classes, join_chunks, map_chunks
 from distilljax.metrics import max_lead
 from distilljax.sharding import replicated
 from distilljax.terms import as_outputs
@@ -68,6 +68,7 @@ class Evaluator:
       student_forward: `(model, batch) -> Outputs | logits`.
       mesh: Devices to run on; batches are sharded over `data` and `fsdp`.
       trainable: The filter by which the student's state was split.
+      num_classes: Classes that are no padding; None: all are.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Evaluator:
         mesh: Mesh,
         student_forward: Forward | None = None,
         trainable: Any = nnx.Param,
+        num_classes: int | None = None,
     ):
         graphdef, _, _ = split_module(student, trainable, training=False)
         forward = student_forward or default_forward
@@ -88,6 +90,7 @@ class Evaluator:
             v = None
             if teacher_logits is not None:
                 v = teacher_logits(teacher_state, batch)
+            z, v = (first_classes(x, num_classes) for x in (z, v))
             where, labels = batch["loss_mask"], batch["labels"]
             return *_measure_all(z, v, labels, where), labels, where
 

@@ -27,13 +27,15 @@ from distilljax.losses._fused_mesh import (
     pad_axis,
     padded_classes,
     padded_rows,
+    position_axes,
     products_for,
 )
-from distilljax.losses._fused_pass import Pass, total_and_values
+from distilljax.losses._fused_pass import Pass, all_at_once, total_and_values
 from distilljax.losses._heads import (
     LinearHead,
     check_head,
     flat_rows,
+    is_one_block,
 )
 from distilljax.losses._kl import forward_kl
 from distilljax.typing import Mean, Scalar
@@ -82,7 +84,8 @@ def fused_divergence(
         all, and the sizes must agree.
       matmul_dtype: Type of the factors of all products, such as ``jnp.bfloat16``; sums
         are in float32. None keeps that of the heads.
-      chunk_tokens: Positions in a chunk; None chooses by width and number of positions.
+      chunk_tokens: Positions in a chunk; None chooses by width and number of positions,
+        and where these are few takes all at once, which then holds less.
 
     Returns:
       The total as a `Mean`, whose ``sum`` is differentiable with respect to the student
@@ -136,7 +139,10 @@ def fused_divergence(
     }
     dtype = numerics.compute_dtype(student.hidden, student.kernel)
     scalars = {key: jnp.asarray(x).astype(dtype) for key, x in scalars.items()}
-    total, values = total_and_values(plan, rows.pop("student"), heads, rows, scalars)
+    few = chunk_tokens is None and is_one_block(widths[0], len(rows["mask"]))
+    on_mesh = position_axes() or has_split_classes()
+    run = all_at_once if few and not on_mesh else total_and_values
+    total, values = run(plan, rows.pop("student"), heads, rows, scalars)
     count = jnp.sum(rows["mask"], dtype=jnp.float32)
     parts = {key: Mean(jnp.sum(x), count) for key, x in values.items()}
     return Mean(total, count), jax.lax.stop_gradient(parts)

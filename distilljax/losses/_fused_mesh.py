@@ -83,11 +83,43 @@ def pad_axis(x: Array, size: int, axis: int) -> Array:
     return jnp.pad(x, widths)
 
 
+def num_position_shards() -> int:
+    """How many parts the positions are split into."""
+    axes = automatic_axes()
+    return math.prod(axes[axis] for axis in position_axes())
+
+
 def padded_rows(num_rows: int) -> int:
     """So many positions that every device has equally many."""
-    axes = automatic_axes()
-    devices = math.prod(axes[axis] for axis in position_axes())
-    return -(-num_rows // devices) * devices
+    shards = num_position_shards()
+    return -(-num_rows // shards) * shards
+
+
+def hold_classes(logits: Array) -> Array:
+    """Keep the classes split over `tensor`, if they divide; rows are a device's own."""
+    shards = automatic_axes().get(CLASSES, 1)
+    if shards == 1 or logits.shape[1] % shards:
+        return logits
+    return jax.lax.with_sharding_constraint(logits, PartitionSpec(None, CLASSES))
+
+
+def over_positions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(by_row, whole)` on each device, for its own part of ``by_row``.
+
+    What it returns is put together along the first axis. The gradient of ``whole`` is
+    summed over the devices.
+    """
+    axes = position_axes()
+    if not axes:
+        return function
+    by_row, whole = PartitionSpec(axes), PartitionSpec()
+    return jax.shard_map(
+        function,
+        in_specs=(by_row, whole),
+        out_specs=by_row,
+        axis_names=set(axes),
+        check_vma=False,
+    )
 
 
 def each_for_its_positions(

@@ -103,6 +103,62 @@ def total_and_values(
     return total(trained, weights, jax.lax.stop_gradient(fixed))
 
 
+def all_at_once(
+    plan: Pass,
+    hidden: Float[Array, "rows width"],
+    heads: dict[str, LinearHead],
+    rows: dict[str, Any],
+    scalars: dict[str, Any],
+) -> tuple[Float[Array, ""], Values]:
+    """As `total_and_values`, with all logits in memory, and no gradient of the kernel.
+
+    What waits for the backward pass is the slope of the logits, and the products that
+    make the gradients come after it, as in any program.
+    """
+    student = heads["student"]
+    hidden = numerics.zero_masked(hidden, rows["mask"], trailing=1)
+    product = plan.products.to_logits(hidden, student.kernel)
+    logits = finish(product, student.bias, student.scale, student.softcap)
+    weights = {key: scalars[key] for key in ("kd_weight", "ce_weight")}
+    row, signal = _signal_of(plan, heads.get("teacher"), rows)
+    fixed = jax.lax.stop_gradient((signal, row, scalars))
+
+    def values_of(logits: Any, weights: Any, fixed: Any) -> tuple[Values, Array]:
+        signal, row, scalars = fixed
+        return evaluate(plan.losses, logits, signal, row, scalars | weights)
+
+    @jax.custom_vjp
+    def total(logits: Any, weights: Any, fixed: Any) -> Any:
+        values, _ = values_of(logits, weights, fixed)
+        return _weighted(values, weights), values
+
+    def forward(logits: Any, weights: Any, fixed: Any) -> Any:
+        values, slope = values_of(logits, weights, fixed)
+        return (_weighted(values, weights), values), (slope, _sums(values))
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        slope, sums = residuals
+        scale, _ = cotangents
+        back = dict.fromkeys(weights) | {key: scale * x for key, x in sums.items()}
+        return scale * slope, back, None
+
+    total.defvjp(forward, backward)
+    return total(_real(plan, logits), weights, fixed)
+
+
+def _signal_of(
+    plan: Pass, teacher: LinearHead | None, row: dict[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """What belongs to the rows, and apart from it the teacher's logits or signal."""
+    row = dict(row)
+    signal = row.pop("teacher", None)
+    if teacher is not None:
+        signal = numerics.zero_masked(signal, row["mask"], trailing=1)
+        signal = plan.products.to_logits(signal, teacher.kernel)
+        signal = finish(signal, teacher.bias, teacher.scale, teacher.softcap)
+    return row, _real(plan, signal) if isinstance(signal, jax.Array) else signal
+
+
 def _sums(values: Values) -> dict[str, Float[Array, ""]]:
     return {f"{x}_weight": jnp.sum(values[x]) for x in ("kd", "ce") if x in values}
 
@@ -178,8 +234,7 @@ def one_chunk(
     wanted: frozenset[str],
 ) -> tuple[Values, dict[str, Array], dict[str, Array]]:
     """Values, gradients that belong to the rows, and gradients that add up."""
-    row = dict(row)
-    signal = row.pop("teacher", None)
+    row, signal = _signal_of(plan, teacher, row)
     hidden = numerics.zero_masked(hidden, row["mask"], trailing=1)
     product = plan.products.to_logits(hidden, head["kernel"])
     tail = {key: head[key] for key in ("bias", "scale", "softcap")}
@@ -189,12 +244,6 @@ def one_chunk(
         return _real(plan, finish(product, **(tail | arrays)))
 
     logits, pull = jax.vjp(to_logits, product, arrays)
-    if teacher is not None:
-        signal = numerics.zero_masked(signal, row["mask"], trailing=1)
-        signal = plan.products.to_logits(signal, teacher.kernel)
-        signal = finish(signal, teacher.bias, teacher.scale, teacher.softcap)
-    if isinstance(signal, jax.Array):
-        signal = _real(plan, signal)
     values, slope = evaluate(plan.losses, logits, signal, row, scalars)
     if not wanted:
         return values, {}, {}

@@ -15,6 +15,13 @@ from jaxtyping import Array, Float
 
 from distilljax._checks import fail
 from distilljax.losses import _numerics as numerics
+from distilljax.losses._fused_mesh import (
+    hold_classes,
+    num_position_shards,
+    over_positions,
+    pad_axis,
+    padded_rows,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -159,16 +166,15 @@ def finish(product: Array, bias: Any, scale: Any, softcap: Any) -> Array:
     return cap * jnp.tanh(product / cap)
 
 
-def split_rows(signal: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """What a signal has for each position, and how to put logits together from it.
-
-    The second is a function of (some rows of) the first: an array of logits, or the
-    signal itself with these rows where it is not dense.
-    """
-    if not isinstance(signal, LinearHead):
-        return signal, lambda rows: rows
-    rest = dataclasses.replace(signal, hidden=None)
-    return signal.hidden, lambda rows: dataclasses.replace(rest, hidden=rows).logits()
+def first_classes(logits: Any, num_classes: int | None) -> Any:
+    """Logits or a head without the classes that are padding; others as they are."""
+    if num_classes is None:
+        return logits
+    if isinstance(logits, LinearHead):
+        bias = None if logits.bias is None else logits.bias[:num_classes]
+        kernel = logits.kernel[:, :num_classes]
+        return dataclasses.replace(logits, kernel=kernel, bias=bias)
+    return logits[..., :num_classes] if hasattr(logits, "shape") else logits
 
 
 def take_rows(tree: Any, start: Any, size: int) -> Any:
@@ -192,8 +198,21 @@ def chunk_size(num_rows: int, most: int) -> int:
     return max(1, -(-num_rows // num_chunks))
 
 
+# Products of fewer rows are slower, on a CPU by a third.
+_FEW_ROWS = 192
+
+
+def is_one_block(width: int, num_rows: int) -> bool:
+    """Whether all logits at once take less memory than chunks of them would.
+
+    They take some three to four arrays [positions, classes]; chunks hold the kernel's
+    gradient, [width, classes] in float32, beside their own.
+    """
+    return num_rows <= max(_FEW_ROWS, width // 4)
+
+
 def default_chunk(width: int, num_rows: int) -> int:
-    """Positions in a chunk: a quarter of the student's width, and at least 128.
+    """Positions in a chunk: a quarter of the student's width, and at least 192.
 
     A chunk costs its logits in memory, and once more the traffic of adding its part of
     the kernel's gradient to the rest: for classes V and a width W, 12 W V bytes in
@@ -202,7 +221,7 @@ def default_chunk(width: int, num_rows: int) -> int:
     products, and memory does not. Where there are few positions it is an eighth of
     them, or the blocks would be as large as the logits that they are there to avoid.
     """
-    return max(128, min(width // 4, num_rows // 8))
+    return max(_FEW_ROWS, min(width // 4, num_rows // 8))
 
 
 def accepts_heads(loss: Callable[..., Array]) -> Callable[..., Array]:
@@ -280,29 +299,50 @@ def map_positions(function: Callable[..., Any], *signals: Any) -> Any:
 def map_chunks(function: Callable[..., Any], *signals: Any) -> Any:
     """As `map_positions`, for a function that returns anything of its rows.
 
-    The results of the chunks come back along a new first axis. The last chunk is filled
-    up with zeros: give a mask as one of the signals.
+    The results of the chunks come back along a new first axis. The last chunks are
+    filled up with zeros: give a mask as one of the signals.
+
+    On a mesh every device maps over the chunks of its own positions, and the classes of
+    a chunk stay split over `tensor`, if they divide.
     """
     heads = [signal for signal in signals if isinstance(signal, LinearHead)]
     lead = heads[0].shape[:-1]
     num_rows = math.prod(lead)
     width = max(head.kernel.shape[0] for head in heads)
-    size = chunk_size(num_rows, default_chunk(width, num_rows))
-    num_chunks = -(-num_rows // size)
-    parts = [split_rows(signal) for signal in signals]
+    rows_of_one = padded_rows(num_rows) // num_position_shards()
+    size = chunk_size(rows_of_one, default_chunk(width, rows_of_one))
+    num_chunks = num_position_shards() * -(-rows_of_one // size)
+    parts = [_split(signal) for signal in signals]
 
     def split(x: Array) -> Array:
         flat = flat_rows(x, len(lead))
-        short = num_chunks * size - num_rows
-        padded = jnp.pad(flat, [(0, short)] + [(0, 0)] * (flat.ndim - 1))
+        padded = pad_axis(flat, num_chunks * size, 0)
         return padded.reshape(num_chunks, size, *flat.shape[1:])
 
-    @jax.checkpoint
-    def chunk(rows: Any) -> Any:
-        made = [make(x) for x, (_, make) in zip(rows, parts, strict=True)]
-        return function(*made)
+    def mapped(chunks: Any, rests: Any) -> Any:
+        @jax.checkpoint
+        def chunk(rows: Any) -> Any:
+            return function(*(_join(x, y) for x, y in zip(rows, rests, strict=True)))
 
-    return jax.lax.map(chunk, jax.tree.map(split, [rows for rows, _ in parts]))
+        return jax.lax.map(chunk, chunks)
+
+    chunks = jax.tree.map(split, [rows for rows, _ in parts])
+    return over_positions(mapped)(chunks, [rest for _, rest in parts])
+
+
+def _split(signal: Any) -> tuple[Any, Any]:
+    """What a signal has for each position, and the rest of a head."""
+    if not isinstance(signal, LinearHead):
+        return signal, None
+    return signal.hidden, dataclasses.replace(signal, hidden=None)
+
+
+def _join(rows: Any, rest: LinearHead | None) -> Any:
+    """The logits of a head, for some rows; of anything else the rows."""
+    if rest is None:
+        return rows
+    product = hold_classes(matmul(rows, rest.kernel))
+    return finish(product, rest.bias, rest.scale, rest.softcap)
 
 
 def join_chunks(x: Array, lead: tuple[int, ...]) -> Array:

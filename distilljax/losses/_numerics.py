@@ -124,7 +124,7 @@ def bregman_sum(
 
 
 def _exp_remainder(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x + exp(-x) - 1 for abs(x) <= 1/2, to full relative precision: x^2/2 - x^3/6 ..."""
+    """x + exp(-x) - 1 for abs(x) <= 1/2, to full precision: x^2/2 - x^3/6 + ..."""
     # The first term left out is below eps / 32 of the first one kept.
     num_terms = 8 if x.dtype == jnp.float32 else 14
     total = jnp.zeros((), x.dtype)

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 from distilljax import losses
 from distilljax._checks import check_finite, check_temperature, fail
 from distilljax._functional import Batch
-from distilljax.terms import Outputs, Teacher, Term
+from distilljax.losses._heads import first_classes
+from distilljax.terms import Outputs, Teacher, Term, diagnostics
+from distilljax.typing import Mean
 
 Schedule = Callable[[Any], Any]
 Divergence = Callable[..., Float[Array, "*batch"]]
@@ -63,6 +65,27 @@ def labels_of(function: str, batch: Batch) -> Array:
     return batch["labels"]
 
 
+def check_num_classes(function: str, num_classes: int | None) -> None:
+    """Raise unless it is None or a number of classes."""
+    if num_classes is not None and num_classes < 1:
+        remedy = "It is the size of the vocabulary without what pads it."
+        fail(function, "num_classes", "be at least 1", num_classes, remedy)
+
+
+def real_classes(function: str, logits: Any, num_classes: int | None) -> Any:
+    """The logits of the first `num_classes` classes, of which there must be as many."""
+    shape = getattr(logits, "shape", None)  # a sparse signal has none
+    if num_classes is not None and shape is not None and shape[-1] < num_classes:
+        fail(
+            function,
+            "num_classes",
+            "be at most the number of classes of both models",
+            f"{num_classes} for logits of shape {shape}",
+            "It is the size of the vocabulary that both know.",
+        )
+    return first_classes(logits, num_classes)
+
+
 @dataclass(frozen=True)
 class LogitKD:
     """The teacher's distribution, and the labels: Hinton's distillation.
@@ -95,8 +118,12 @@ class LogitKD:
     """Weight of the cross-entropy with the labels, at temperature 1; 0 needs none."""
     divergence: Divergence = losses.forward_kl
     """Any divergence of `distilljax.losses` that takes a temperature."""
+    num_classes: int | None = None
+    """Classes that are no padding, where the two vocabularies are padded, perhaps to
+    different sizes; None: all count, and the sizes must agree."""
 
     def __post_init__(self):
+        check_num_classes("LogitKD", self.num_classes)
         if not callable(self.temperature):
             check_temperature("LogitKD", self.temperature)
         for name in ("kd_weight", "ce_weight"):
@@ -125,13 +152,20 @@ class LogitKD:
         v = logits_of("LogitKD", teacher, "teacher")
         if isinstance(z, losses.LinearHead):
             return {"logit_kd": self._fused(z, v, temperature, batch)}
+        z, v = (real_classes("LogitKD", x, self.num_classes) for x in (z, v))
         soft = self.divergence(z, v, temperature=temperature, where=where)
         kd_weight = value_at(self.kd_weight, batch) * temperature**2
-        terms = {"kd": Term(soft, where, kd_weight)}
+        terms = {"kd": Term(soft, where, kd_weight, self._parts(z, v, batch))}
         if callable(self.ce_weight) or self.ce_weight != 0:
             hard = losses.cross_entropy(z, labels_of("LogitKD", batch), where=where)
             terms["ce"] = Term(hard, where, value_at(self.ce_weight, batch))
         return terms
+
+    def _parts(self, z: Any, v: Any, batch: Batch) -> dict[str, Mean]:
+        """What the step would log of all classes, of those that are no padding."""
+        if self.num_classes is None:
+            return {}
+        return diagnostics(Outputs(z), Outputs(v), batch)
 
     def _fused(
         self, student: losses.LinearHead, teacher: Any, temperature: Any, batch: Batch
@@ -150,6 +184,7 @@ class LogitKD:
             kd_weight=value_at(self.kd_weight, batch) * temperature**2,
             ce_weight=value_at(self.ce_weight, batch),
             where=batch.get("loss_mask"),
+            num_classes=self.num_classes,
         )
         return Term(total, parts=parts)
 
@@ -175,6 +210,11 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes."""
+    num_classes: int | None = None
+    """Classes that are no padding, where the vocabulary is padded; None: all are."""
+
+    def __post_init__(self):
+        check_num_classes("CrossEntropy", self.num_classes)
 
     def __call__(
         self, student: Outputs, teacher: Teacher, batch: Batch
@@ -191,12 +231,15 @@ class CrossEntropy:
                 ce_weight=1.0,
                 label_smoothing=self.label_smoothing,
                 where=where,
+                num_classes=self.num_classes,
             )
             return {"ce": Term(total, parts={k: parts[k] for k in parts if k != "ce"})}
+        z = real_classes("CrossEntropy", z, self.num_classes)
         values = losses.cross_entropy(
             z, labels, label_smoothing=self.label_smoothing, where=where
         )
-        return {"ce": Term(values, where)}
+        parts = {} if self.num_classes is None else diagnostics(Outputs(z), None, batch)
+        return {"ce": Term(values, where, parts=parts)}
 
 
 __all__ = [

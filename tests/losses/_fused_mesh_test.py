@@ -135,6 +135,39 @@ def test_nothing_needs_to_divide():
     )
 
 
+def by_position(student, teacher, where):
+    """Values at each position, and the gradient of a weighted sum of them."""
+
+    def total(student):
+        values = losses.jensen_shannon(student, teacher, where=where)
+        return jnp.sum(values * jnp.arange(float(values.size)).reshape(values.shape)), values
+
+    return jax.value_and_grad(total, has_aux=True)(student)
+
+
+@pytest.mark.parametrize("axes", ["data=4,fsdp=2", "data=2,fsdp=2,tensor=2"])
+def test_position_by_position_every_device_has_its_own(axes, monkeypatch):
+    """Also where the positions, 42, do not divide; logits of all would be 5,376."""
+    monkeypatch.setattr("distilljax.losses._heads.default_chunk", lambda *_: CHUNK)
+    student, teacher, _, where = arguments(batch=7)
+    expected = jax.jit(by_position, compiler_options=UNOPTIMIZED)(
+        student, teacher, where
+    )
+    with jax.set_mesh(mesh_from_string(axes)):
+        program = jax.jit(by_position, compiler_options=UNOPTIMIZED)
+        compiled = program.lower(student, teacher, where).compile()
+        found = compiled(student, teacher, where)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        found,
+        expected,
+    )
+    # the kernel's gradient is the largest of what is summed over the devices
+    sent = collectives(compiled.as_text())
+    assert sent
+    assert max(size for _, size in sent) <= WIDTH * CLASSES
+
+
 COLLECTIVE = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\("

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from distilljax import (
     objectives,
     reduce_terms,
 )
+from distilljax.terms import diagnostics
 
 STUDENT = Outputs(jnp.array([[0.5, 1.0, 0.0, 0.0], [3.0, 0.0, 1.0, 2.0]]))
 TEACHER = Outputs(jnp.array([[2.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, 3.0]]))
@@ -187,3 +190,52 @@ def test_two_terms_cannot_log_one_name():
     again = Term(jnp.ones(3))
     with pytest.raises(ValueError, match=r"must differ, got \['ce'\] twice"):
         reduce_terms({**terms, "ce": again})
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.LogitKD(temperature=2.0, ce_weight=0.5, num_classes=6),
+        objectives.CrossEntropy(num_classes=6),
+    ],
+)
+def test_padded_classes_take_no_part(objective):
+    """A student of 7 and a teacher of 9 know 6 classes: as if they had no others."""
+    student, teacher, batch = heads()
+    batch["labels"] = jnp.minimum(batch["labels"], 5)
+    wide = jnp.concatenate(
+        [teacher.kernel, 9 * jnp.ones((teacher.hidden.shape[-1], 2))], 1
+    )
+    padded = losses.LinearHead(teacher.hidden, wide)
+    plain = dataclasses.replace(objective, num_classes=None)
+    z, v = student.logits()[..., :6], teacher.logits()[..., :6]
+
+    def logged(objective, z, v):
+        def of(z):
+            outputs = Outputs(z), Outputs(v)
+            loss, metrics = reduce_terms(terms := objective(*outputs, batch))
+            return loss, metrics | diagnostics(*outputs, batch, terms)
+
+        (loss, metrics), grad = jax.value_and_grad(of, has_aux=True)(z)
+        numbers = {name: float(mean.value) for name, mean in metrics.items()}
+        return float(loss), numbers, grad
+
+    loss, numbers, grad = logged(plain, z, v)
+    for pair in ((student, padded), (student.logits(), padded.logits())):
+        found, named, slope = logged(objective, *pair)
+        np.testing.assert_allclose(found, loss, rtol=1e-5)
+        for name, value in numbers.items():
+            if name in named:
+                np.testing.assert_allclose(named[name], value, rtol=1e-5, err_msg=name)
+        assert named.keys() >= numbers.keys() - {"teacher_entropy", "agreement", "kl"}
+    np.testing.assert_allclose(slope[..., :6], grad, rtol=1e-5, atol=1e-7)
+    assert not slope[..., 6:].any()
+
+
+def test_more_classes_than_there_are_is_an_error():
+    student, teacher, batch = heads()
+    objective = objectives.LogitKD(num_classes=8)
+    with pytest.raises(ValueError, match=r"num_classes must .* got 8"):
+        objective(Outputs(student.logits()), Outputs(teacher.logits()), batch)
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        objectives.CrossEntropy(num_classes=0)
