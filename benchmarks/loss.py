@@ -2,7 +2,7 @@
 
     python benchmarks/loss.py                     # prints JSON; some five minutes
     python benchmarks/loss.py --out benchmarks/results/loss.json
-    python benchmarks/loss.py --plan v5e:4x4      # compiled for TPUs, none needed
+    python benchmarks/loss.py --plan v5e:4x4 v5p:4x4x4  # compiled for TPUs, none needed
 
 Time is a ratio measured in one process, ours and theirs in turn: the median over rounds
 of the ratio within a round, so that a busy machine slows both. Memory is the growth of
@@ -246,7 +246,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--time", type=int, help="this process only times")
     parser.add_argument("--peak", help="this process only takes the peak of one")
-    parser.add_argument("--plan", help="compile for a TPU topology instead")
+    parser.add_argument(
+        "--plan", nargs="+", help="compile for these TPU topologies instead"
+    )
     args = parser.parse_args()
     if args.time is not None:
         print(json.dumps(time_in_turn(args.time, args.chunk)))
@@ -258,7 +260,8 @@ def main() -> None:
     found["versions"] = versions()
     if args.plan is not None:
         found["plan"] = [
-            plan(args.plan, tokens, dtype)
+            plan(topology, tokens, dtype)
+            for topology in args.plan
             for dtype in (jnp.bfloat16, jnp.float32)
             for tokens in (1024, 4096, 32768)
         ]

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from distilljax._checks import fail
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config
-from distilljax.data import Arrays
+from distilljax.data import Arrays, check_signal
 from distilljax.losses import SampledLogits, SparseLogits
 from distilljax.metrics import (
     NonFiniteError,
@@ -173,7 +173,7 @@ class Run:
         )
         for signal in signals:
             if isinstance(signal, sparse):
-                signal.check(self.num_classes)
+                check_signal(signal, self.num_classes)
 
     def open_checkpoints(self) -> Checkpoints:
         """The checkpoints of this run."""

@@ -26,6 +26,7 @@ from distilljax.data.selections import Few as Few
 from distilljax.data.selections import Slice as Slice
 from distilljax.data.selections import Stratified as Stratified
 from distilljax.data.selections import WithoutClasses as WithoutClasses
+from distilljax.data.signals import check_signal as check_signal
 from distilljax.data.sources import Arrays as Arrays
 from distilljax.data.sources import Example as Example
 from distilljax.data.sources import Source as Source

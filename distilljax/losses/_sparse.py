@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from distilljax._checks import check_logits, check_temperature, fail
@@ -100,32 +99,6 @@ class SparseLogits:
         rest = numerics.without(log_p, ids)
         tails = [numerics.log_sum_exp(rest / float(t)) for t in temperatures]
         return cls(ids, log_probs, jnp.stack(tails, axis=-1), tuple(temperatures))
-
-    def check(self, num_classes: int) -> None:
-        """Raise unless every id in use is a class, and no class is there twice.
-
-        For the host, in the pipeline that reads the signal: compiled programs cannot
-        raise. There an id out of range makes the loss nan, and a class that is there
-        twice counts twice.
-
-        Args:
-          num_classes: How many classes the student has.
-        """
-        ids, used = check_ids("SparseLogits", self.ids, self.log_probs, num_classes)
-        # unused slots become numbers that are all different
-        unused = -1 - np.arange(ids.shape[-1])
-        order = np.sort(np.where(used, ids, unused), axis=-1)
-        twice = np.argwhere(order[..., 1:] == order[..., :-1])
-        if len(twice):
-            *position, slot = twice[0].tolist()
-            fail(
-                "SparseLogits",
-                "ids",
-                "name each class at most once per position",
-                f"{order[(*position, slot)]} twice at position {tuple(position)}",
-                "Draws with copies are SampledLogits; of a teacher's best classes each "
-                "is one.",
-            )
 
     def renormalize(self) -> SparseLogits:
         """The same classes as if they were all: the tail's mass goes to them, by size.
@@ -223,14 +196,6 @@ class SampledLogits:
         importance = jnp.take_along_axis(log_p - proposal, ids, axis=-1)
         return cls(ids, importance - math.log(num_samples))
 
-    def check(self, num_classes: int) -> None:
-        """Raise unless every id in use is a class; see `SparseLogits.check`.
-
-        Args:
-          num_classes: How many classes the student has.
-        """
-        check_ids("SampledLogits", self.ids, self.log_weights, num_classes)
-
     def merge(self) -> SampledLogits:
         """The same target with each class once: its weights added, in the first slot.
 
@@ -245,24 +210,6 @@ class SampledLogits:
         merged = numerics.log_sum_exp(jnp.where(same, weights, nothing))
         first = ~jnp.any(jnp.tril(same, -1), axis=-1) & used
         return SampledLogits(self.ids, jnp.where(first, merged, nothing[..., 0]))
-
-
-def check_ids(
-    function: str, ids: Any, log_weights: Any, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and which of them are used, if all of these are in [0, num_classes)."""
-    ids, used = np.asarray(ids), ~np.isneginf(np.asarray(log_weights, np.float32))
-    outside = np.argwhere(used & ((ids < 0) | (ids >= num_classes)))
-    if len(outside):
-        position = tuple(outside[0].tolist())
-        fail(
-            function,
-            "ids",
-            f"lie in [0, {num_classes}), the classes of the student",
-            f"{ids[position]} at position {position[:-1]}",
-            "Check that the signal was made with the vocabulary of the student.",
-        )
-    return ids, used
 
 
 Teacher: TypeAlias = Float[Array, "..."] | SparseLogits | SampledLogits

@@ -212,3 +212,20 @@ def test_two_processes_hold_one_global_batch_with_its_rows_in_order():
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all("the same" in output for output in outputs)
+
+
+def test_a_batch_is_checked_before_it_is_sent():
+    """So what is wrong with it is said, and the state is that of the last good one."""
+
+    def refuse(batch):
+        if batch["index"][0] >= 4:
+            raise ValueError("bad batch")
+
+    source = Arrays(np.zeros((8, 1), np.uint8), np.zeros(8, int))
+    loader = Loader(batch_size=2, shuffle=False)(source, seed=0)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ahead = prefetch_to_device(loader, one, depth=1, check=refuse)
+    assert [next(ahead)[1].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(ValueError, match="bad batch"):
+        next(ahead)
+    assert ahead.get_state()["next_example"] == 4

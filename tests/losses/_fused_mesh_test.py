@@ -140,7 +140,9 @@ def by_position(student, teacher, where):
 
     def total(student):
         values = losses.jensen_shannon(student, teacher, where=where)
-        return jnp.sum(values * jnp.arange(float(values.size)).reshape(values.shape)), values
+        return jnp.sum(
+            values * jnp.arange(float(values.size)).reshape(values.shape)
+        ), values
 
     return jax.value_and_grad(total, has_aux=True)(student)
 

@@ -80,7 +80,9 @@ def fused(student, teacher, batch, weights, divergence, temperature, **options):
     return total.sum, (total, parts)
 
 
-def both(divergence, temperature, dtype=jnp.float32, num_classes=None, **heads):
+def both(
+    divergence, temperature, dtype=jnp.float32, num_classes=None, chunk=4, **heads
+):
     """Value and gradients (heads, weights) of the fused loss and of the plain one."""
     student, teacher = make_heads(dtype, **heads)
     batch = make_batch(num_classes or CLASSES)
@@ -91,7 +93,7 @@ def both(divergence, temperature, dtype=jnp.float32, num_classes=None, **heads):
         def ours(student, weights):
             return fused(
                 student, teacher, batch, weights, divergence, temperature,
-                num_classes=num_classes,
+                num_classes=num_classes, chunk_tokens=chunk,
             )  # fmt: skip
 
         def theirs(student, weights):
@@ -115,10 +117,15 @@ DIVERGENCES = [
 ]
 
 
+# In chunks of 4 of the 21 positions; and all at once, as so few are by default.
+CHUNKS = pytest.mark.parametrize("chunk", [4, None])
+
+
+@CHUNKS
 @pytest.mark.parametrize(("divergence", "temperature"), DIVERGENCES)
-def test_equals_the_plain_loss_with_all_gradients(divergence, temperature):
-    """Soft-cap, scale, bias, mask, labels, weights; 21 positions in chunks of 4."""
-    ours, theirs, _ = both(divergence, temperature)
+def test_equals_the_plain_loss_with_all_gradients(divergence, temperature, chunk):
+    """Soft-cap, scale, bias, mask, labels, weights."""
+    ours, theirs, _ = both(divergence, temperature, chunk=chunk)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         ours,
@@ -126,10 +133,11 @@ def test_equals_the_plain_loss_with_all_gradients(divergence, temperature):
     )
 
 
-def test_is_exact_in_float64():
+@CHUNKS
+def test_is_exact_in_float64(chunk):
     """Nothing is rounded to float32 on the way, in the value or in any gradient."""
     with jax.enable_x64(True):
-        ours, theirs, _ = both(losses.forward_kl, 1.7, jnp.float64)
+        ours, theirs, _ = both(losses.forward_kl, 1.7, jnp.float64, chunk=chunk)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11),
         ours,
@@ -138,9 +146,10 @@ def test_is_exact_in_float64():
     assert {x.dtype for x in jax.tree.leaves(ours)} == {np.dtype(np.float64)}
 
 
-def test_different_paddings_of_the_vocabulary():
+@CHUNKS
+def test_different_paddings_of_the_vocabulary(chunk):
     """41 and 37 columns for 35 real classes: the rest takes no part, on either side."""
-    options = {"classes": 41, "teacher_classes": 37, "num_classes": 35}
+    options = {"classes": 41, "teacher_classes": 37, "num_classes": 35, "chunk": chunk}
     (value, grads), theirs, _ = both(losses.forward_kl, 1.0, **options)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -184,10 +193,15 @@ def test_equal_logits_are_no_agreement_by_accident():
 
 
 @functools.cache
-def masked_gradient():
+def masked_gradient(chunk=4):
     def loss(student, teacher, labels, where):
         total, parts = fused_divergence(
-            student, teacher, labels=labels, where=where, ce_weight=1.0, chunk_tokens=4
+            student,
+            teacher,
+            labels=labels,
+            where=where,
+            ce_weight=1.0,
+            chunk_tokens=chunk,
         )
         return total.sum, parts
 
@@ -195,8 +209,9 @@ def masked_gradient():
     return jax.jit(gradient, compiler_options=UNOPTIMIZED)
 
 
+@CHUNKS
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_masked_positions_are_inert(bad):
+def test_masked_positions_are_inert(bad, chunk):
     """To the bit, in the kernel's gradient too, where 0 * nan would be nan."""
     student, teacher = make_heads()
     batch = make_batch()
@@ -206,19 +221,20 @@ def test_masked_positions_are_inert(bad):
         hidden = jnp.where(where[..., None], head.hidden, bad)
         return LinearHead(hidden, head.kernel, head.bias, head.softcap, head.scale)
 
-    clean = masked_gradient()(student, teacher, labels, where)
+    clean = masked_gradient(chunk)(student, teacher, labels, where)
     labels = jnp.where(where, labels, -100)
-    dirty = masked_gradient()(spoil(student), spoil(teacher), labels, where)
+    dirty = masked_gradient(chunk)(spoil(student), spoil(teacher), labels, where)
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     np.testing.assert_array_equal(dirty[1].hidden[~where], 0)
 
 
-def test_an_empty_mask_gives_zero():
+@CHUNKS
+def test_an_empty_mask_gives_zero(chunk):
     student, teacher = make_heads()
     nothing = jnp.zeros(LEAD, bool)
     bad = jnp.full_like(student.hidden, jnp.nan)
     student = LinearHead(bad, student.kernel, student.bias, 3.0)
-    (value, parts), grads = masked_gradient()(
+    (value, parts), grads = masked_gradient(chunk)(
         student, teacher, jnp.full(LEAD, -1), nothing
     )
     assert float(value) == 0
@@ -226,11 +242,12 @@ def test_an_empty_mask_gives_zero():
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), grads)
 
 
-def test_a_label_out_of_range_is_nan_in_the_gradient_too():
+@CHUNKS
+def test_a_label_out_of_range_is_nan_in_the_gradient_too(chunk):
     student, teacher = make_heads()
     labels = jnp.zeros(LEAD, int).at[0, 0].set(CLASSES)
     where = jnp.ones(LEAD, bool)
-    (value, _), grads = masked_gradient()(student, teacher, labels, where)
+    (value, _), grads = masked_gradient(chunk)(student, teacher, labels, where)
     assert np.isnan(value)
     assert np.isnan(grads.kernel).any()
 
@@ -398,6 +415,13 @@ def test_memory_is_flat_as_positions_grow():
     small, large = temp_bytes(8192), temp_bytes(16384)
     assert small <= 0.15 * 4 * 8192 * 128256
     assert large <= 1.05 * small
+
+
+def test_few_positions_hold_no_gradient_of_the_kernel():
+    """64 of width 2,048: less than plain JAX takes, and a fifth of one [W, V] array."""
+    kernel = 4 * 2048 * 32000
+    assert temp_bytes(64, 32000, 2048, 4096) < 0.25 * kernel
+    assert temp_bytes(1024, 32000, 2048, 4096) > kernel  # in chunks there is one
 
 
 # --- Bad input -----------------------------------------------------------------------
