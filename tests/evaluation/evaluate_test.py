@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jax.sharding import Mesh
 
 from distilljax.evaluation.evaluate import Evaluator, _measure_all
 from distilljax.losses import LinearHead
+from distilljax.sharding import mesh_from_string
 
 
 class _Scaled(nnx.Module):
@@ -41,7 +44,8 @@ def test_batches_are_added_in_float64():
     assert found.student["num_examples"] == 6
 
 
-def test_a_head_is_measured_in_chunks(monkeypatch):
+@pytest.mark.parametrize("axes", [None, "data=2,fsdp=2,tensor=2", "data=8"])
+def test_a_head_is_measured_in_chunks(monkeypatch, axes):
     """Chunks of 3 for 10 positions: what fills up the last one counts nowhere."""
     monkeypatch.setattr("distilljax.losses._heads.default_chunk", lambda *_: 3)
     rng = np.random.default_rng(0)
@@ -52,7 +56,9 @@ def test_a_head_is_measured_in_chunks(monkeypatch):
     student, teacher = LinearHead(h, k), LinearHead(teacher_h, teacher_k)
     labels = jnp.asarray(rng.integers(0, 6, 10))
     where = jnp.arange(10) < 8
-    found = jax.jit(_measure_all)(student, teacher, labels, where)
+    on_mesh = jax.set_mesh(mesh_from_string(axes)) if axes else contextlib.nullcontext()
+    with on_mesh:
+        found = jax.jit(_measure_all)(student, teacher, labels, where)
     whole = (student.logits(), teacher.logits())
     expected = jax.jit(_measure_all)(*whole, labels, where)
     jax.tree.map(
