@@ -173,7 +173,7 @@ class Run:
         )
         for signal in signals:
             if isinstance(signal, sparse):
-                check_signal(signal, self.num_classes)
+                check_signal(signal, self.num_classes, batch.get("loss_mask"))
 
     def open_checkpoints(self) -> Checkpoints:
         """The checkpoints of this run."""

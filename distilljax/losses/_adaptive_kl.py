@@ -67,14 +67,15 @@ def adaptive_kl(
     p, q = jnp.exp(log_p), jax.lax.stop_gradient(jnp.exp(log_q))
     gaps = jnp.take_along_axis(jnp.abs(p - q), order, axis=-1)
     mass = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1)
-    mu = jax.lax.stop_gradient(jnp.asarray(mu).astype(mass.dtype))
-    head = (mass <= mu).at[..., 0].set(True)
+    most = jax.lax.stop_gradient(numerics.between_as(mass.dtype, mu, 0, 1))
+    head = (mass <= most).at[..., 0].set(True)
     of_head = jnp.sum(jnp.where(head, gaps, jnp.zeros_like(gaps)), axis=-1)
     of_all = jnp.sum(gaps, axis=-1)
     safe = jnp.where(of_all > 0, of_all, jnp.ones_like(of_all))
     weight = jnp.where(of_all > 0, of_head / safe, jnp.full_like(of_all, 0.5))
     values = _times(weight, numerics.kl(log_p, log_q))
     values += _times(1 - weight, numerics.kl(log_q, log_p))
+    values = numerics.nan_with(values, mu, most, log_q)
     return numerics.zero_masked(values, mask)
 
 

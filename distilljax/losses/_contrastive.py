@@ -175,7 +175,7 @@ def contrastive(
     own = jnp.sum(s * t, axis=-1)
     rivals, present = _rivals(t, mask, queue, axis_name)
     cosines = jnp.matmul(s, rivals.T, precision=features.PRECISE)
-    temperature = jnp.asarray(temperature).astype(s.dtype)
+    temperature = numerics.positive_as(s.dtype, temperature)
     # Far below any logit, and finite, so that an anchor without rivals has gradient 0.
     absent = jnp.finfo(s.dtype).min / 2
     crowd = jax.nn.logsumexp(jnp.where(present, cosines / temperature, absent), axis=-1)

@@ -77,7 +77,7 @@ def cross_entropy(
     hard = jnp.take_along_axis(log_q, index[..., None], axis=-1)[..., 0]
     values = -hard
     if not (is_static(label_smoothing) and float(label_smoothing) == 0):
-        eps = jnp.asarray(label_smoothing).astype(log_q.dtype)
+        eps = numerics.between_as(log_q.dtype, label_smoothing, 0, 1)
         live = ~numerics.is_zero(log_q)
         spread = jnp.where(live, log_q, jnp.zeros((), log_q.dtype)).sum(axis=-1)
         soft = spread / jnp.maximum(live.sum(axis=-1), 1).astype(log_q.dtype)

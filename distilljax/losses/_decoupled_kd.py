@@ -73,7 +73,7 @@ def decoupled_kd(
     weights = {"target_weight": target_weight, "non_target_weight": non_target_weight}
     for name, weight in weights.items():
         check_between("decoupled_kd", name, weight, 0, float("inf"))
-    temperature = jnp.asarray(temperature).astype(z.dtype)
+    temperature = numerics.positive_as(z.dtype, temperature)
     index, valid = numerics.index_in(jnp.asarray(labels), z.shape[-1])
     z_binary, z_others = _split(z / temperature, index[..., None])
     v_binary, v_others = _split(v / temperature, index[..., None])
@@ -83,8 +83,8 @@ def decoupled_kd(
     others = numerics.kl(v_others, z_others)
     others = jnp.where(other, others, jnp.zeros_like(others))
     values = (
-        jnp.asarray(target_weight).astype(z.dtype) * target
-        + jnp.asarray(non_target_weight).astype(z.dtype) * others
+        numerics.between_as(z.dtype, target_weight, 0) * target
+        + numerics.between_as(z.dtype, non_target_weight, 0) * others
     )
     values *= numerics.poison(valid, values.dtype)
     return numerics.zero_masked(values, mask)

@@ -83,13 +83,13 @@ def dist(
     dtype = rows.student.dtype
     absent = numerics.is_zero(rows.student) & numerics.is_zero(rows.teacher)
     live = rows.mask[:, None] & ~absent
-    temperature = jnp.asarray(temperature).astype(dtype)
+    temperature = numerics.positive_as(dtype, temperature)
     q = jax.nn.softmax(rows.student / temperature)
     p = jax.nn.softmax(rows.teacher / temperature)
     inter = _mean(_one_minus_pearson(q, p, live), rows.mask)
     intra = _mean(_one_minus_pearson(q.T, p.T, live.T), jnp.any(live, axis=0))
     inter_weight, intra_weight = (
-        jnp.asarray(weight).astype(dtype) for weight in (inter_weight, intra_weight)
+        numerics.between_as(dtype, weight, 0) for weight in (inter_weight, intra_weight)
     )
     return inter_weight * inter + intra_weight * intra
 

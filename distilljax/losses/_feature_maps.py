@@ -79,7 +79,7 @@ def attention_transfer(
         lead=1,
         any_width=True,
     )
-    power = jnp.asarray(power).astype(s.dtype)
+    power = numerics.between_as(s.dtype, power, 1)
     s, t = (
         features.direction(jnp.sum(jnp.abs(x) ** power, axis=-1).reshape(len(x), -1))
         for x in (s, t)
@@ -254,7 +254,7 @@ def activation_boundary(
         "activation_boundary", "batch ... neurons", student, teacher, where, lead=1
     )
     side = jnp.where(t > 0, jnp.ones((), s.dtype), -jnp.ones((), s.dtype))
-    gaps = jnp.maximum(jnp.asarray(margin).astype(s.dtype) - side * s, 0)
+    gaps = jnp.maximum(numerics.positive_as(s.dtype, margin) - side * s, 0)
     values = jnp.mean(gaps**2, axis=tuple(range(1, s.ndim)))
     return numerics.zero_masked(values, mask)
 

@@ -11,17 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer, Shaped
 
-from distilljax._checks import (
-    check_between,
-    check_labels,
-    check_scalar,
-    check_temperature,
-    check_where,
-    fail,
-    is_static,
-)
+from distilljax._checks import check_between, check_temperature, is_static
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._fused_block import Losses
+from distilljax.losses._fused_checks import (
+    check_divergence,
+    check_inputs,
+    check_plan,
+    weights_in_play,
+)
 from distilljax.losses._fused_mesh import (
     has_split_classes,
     pad_axis,
@@ -31,12 +29,7 @@ from distilljax.losses._fused_mesh import (
     products_for,
 )
 from distilljax.losses._fused_pass import Pass, all_at_once, total_and_values
-from distilljax.losses._heads import (
-    LinearHead,
-    check_head,
-    flat_rows,
-    is_one_block,
-)
+from distilljax.losses._heads import LinearHead, flat_rows, is_one_block
 from distilljax.losses._kl import forward_kl
 from distilljax.typing import Mean, Scalar
 
@@ -69,13 +62,14 @@ def fused_divergence(
       student: A `LinearHead`, hidden states [*batch, width]; gets the gradient.
       teacher: A `LinearHead` of another width, dense logits [*batch, classes], or a
         sparse signal that the divergence takes; gets none. None for labels alone.
-      divergence: Any position-wise divergence of `distilljax.losses`, the function
-        itself, called with ``temperature`` and ``where``. Bind other options with
-        `functools.partial`.
+      divergence: Any position-wise loss of `distilljax.losses` between equal classes,
+        or yours: the function itself, called with what it takes of ``temperature``,
+        ``where`` and ``labels``. Bind other options, numbers, with `functools.partial`.
       labels: Class indices [*batch], or None.
       temperature: T > 0 of the divergence; may be traced; gets no gradient.
-      kd_weight: Factor of the divergence; may be traced.
-      ce_weight: Factor of the cross-entropy, at temperature 1; may be traced.
+      kd_weight: Factor of the divergence, at least 0; may be traced.
+      ce_weight: Factor of the cross-entropy (at temperature 1), at least 0; may be
+        traced.
       label_smoothing: As in `cross_entropy`.
       where: Mask [*batch]; a position where it is false counts nowhere, and its
         gradient is exactly 0, whatever its hidden states. None counts every position.
@@ -111,11 +105,16 @@ def fused_divergence(
     2024, arXiv 2410.10989, section 3.2 (gradient in the forward pass, by chunks).
     """
     name = "fused_divergence"
-    _check(name, student, teacher, divergence, labels, where, num_classes)
+    if teacher is not None and hasattr(teacher, "dtype"):
+        teacher = jnp.asarray(teacher)  # of NumPy
+    check_inputs(name, student, teacher, labels, where, num_classes)
     check_temperature(name, temperature)
     check_between(name, "label_smoothing", label_smoothing, 0, 1)
-    for argument, value in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
-        check_scalar(name, argument, value)
+    check_plan(name, chunk_tokens, matmul_dtype)
+    weights = {"kd_weight": kd_weight, "ce_weight": ce_weight}
+    weights = weights_in_play(name, weights, labels)
+    if teacher is not None:
+        check_divergence(name, divergence, student, teacher, temperature, labels)
 
     rows, heads = _flat(student, teacher, labels, where)
     kernels = [head.kernel for head in heads.values()]
@@ -131,15 +130,13 @@ def fused_divergence(
         chunk=chunk_tokens,
         products=products_for(matmul_dtype, widths, kernels[0].shape[1]),
     )
-    scalars = {
-        "temperature": temperature,
-        "label_smoothing": label_smoothing,
-        "kd_weight": kd_weight,
-        "ce_weight": ce_weight,
-    }
     dtype = numerics.compute_dtype(student.hidden, student.kernel)
-    scalars = {key: jnp.asarray(x).astype(dtype) for key, x in scalars.items()}
+    scalars = {
+        "temperature": numerics.positive_as(dtype, temperature),
+        "label_smoothing": numerics.between_as(dtype, label_smoothing, 0, 1),
+    } | {key: jnp.asarray(x).astype(dtype) for key, x in weights.items()}
     few = chunk_tokens is None and is_one_block(widths[0], len(rows["mask"]))
+    few |= len(rows["mask"]) == 0
     on_mesh = position_axes() or has_split_classes()
     run = all_at_once if few and not on_mesh else total_and_values
     total, values = run(plan, rows.pop("student"), heads, rows, scalars)
@@ -183,66 +180,3 @@ def _rest(head: LinearHead, classes: int) -> LinearHead:
     kernel = pad_axis(jnp.asarray(head.kernel), classes, 1)
     bias = None if head.bias is None else pad_axis(jnp.asarray(head.bias), classes, 0)
     return dataclasses.replace(head, hidden=None, kernel=kernel, bias=bias)
-
-
-def _check(
-    name: str,
-    student: Any,
-    teacher: Any,
-    divergence: Callable[..., Array],
-    labels: Any,
-    where: Any,
-    num_classes: int | None,
-) -> None:
-    """Raise for what does not fit together."""
-    if not isinstance(student, LinearHead):
-        fail(
-            name,
-            "student",
-            "be a LinearHead",
-            type(student).__name__,
-            "Logits that exist already go to the divergence itself.",
-            TypeError,
-        )
-    check_head(name, "student", student)
-    lead = student.shape[:-1]
-    check_where(name, where, lead)
-    if labels is not None:
-        check_labels(name, labels, lead)
-    if num_classes is not None and not 1 <= num_classes <= student.num_classes:
-        fail(
-            name,
-            "num_classes",
-            f"lie in [1, {student.num_classes}], the classes of student",
-            num_classes,
-            "It is the number of classes that are no padding.",
-        )
-    if teacher is None and labels is None:
-        fail(
-            name,
-            "teacher",
-            "be given, or labels",
-            "neither",
-            "There is nothing to learn from.",
-        )
-    if isinstance(teacher, LinearHead):
-        check_head(name, "teacher", teacher)
-    if shape := getattr(teacher, "shape", None):  # a sparse signal has none
-        _check_classes(name, student, shape, num_classes)
-
-
-def _check_classes(
-    name: str, student: LinearHead, shape: tuple[int, ...], num_classes: int | None
-) -> None:
-    """The teacher has the positions of the student, and the classes that count."""
-    same = shape[-1:] == student.shape[-1:]
-    enough = num_classes is not None and shape[-1] >= num_classes
-    if shape[:-1] == student.shape[:-1] and (same or enough):
-        return
-    remedy = (
-        "The leading axes differ: check that both models saw the same batch."
-        if shape[:-1] != student.shape[:-1]
-        else "Where padding makes the difference, pass num_classes, the number of "
-        "classes that both know; else check that both have one vocabulary."
-    )
-    fail(name, "teacher", f"have the shape of student, {student.shape}", shape, remedy)

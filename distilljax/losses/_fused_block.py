@@ -7,6 +7,7 @@ have closed forms that touch the block less often.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,21 +52,24 @@ def evaluate(
       z: Student's logits.
       v: Teacher's logits, or a signal that the divergence knows; None for none.
       row: `mask` [rows], and `labels` [rows] if there are any.
-      scalars: `temperature`, `kd_weight`, `ce_weight`, `label_smoothing`.
+      scalars: `temperature`, `label_smoothing`, and `kd_weight` and `ce_weight` as far
+        as they are in the sum: what is not cannot make it nan.
     """
     mask = row["mask"]
     z = numerics.zero_masked(z, mask, trailing=1)
     own = Softmax(z)
     values: Values = {"student_entropy": own.entropy()}
-    slope = jnp.zeros((), z.dtype)
+    slope = jnp.zeros_like(z)
     if losses.has_teacher:
-        kd, slope, metrics = _divergence(losses, z, v, own, mask, scalars)
+        kd, soft, metrics = _divergence(losses, z, v, own, row, scalars)
         values |= {"kd": kd, **metrics}
-        slope = slope * scalars["kd_weight"]
+        if "kd_weight" in scalars:
+            slope = soft * scalars["kd_weight"]
     if "labels" in row:
         ce, hard = _labelled(losses, z, own, row["labels"], mask, scalars)
         values |= {"ce": ce, "accuracy": (own.top() == row["labels"]).astype(z.dtype)}
-        slope = slope + hard * scalars["ce_weight"]
+        if "ce_weight" in scalars:
+            slope = slope + hard * scalars["ce_weight"]
     values = {name: numerics.zero_masked(x, mask) for name, x in values.items()}
     return values, numerics.zero_masked(slope, mask, trailing=1)
 
@@ -107,13 +111,14 @@ def _divergence(
     z: Block,
     v: Any,
     own: Softmax,
-    mask: Bool[Array, "rows"],
+    row: dict[str, Any],
     scalars: dict[str, Any],
 ) -> tuple[Array, Block, Values]:
     """The divergence, its gradient, and what else is known of the two."""
     temperature = scalars["temperature"] if losses.tempered else 1.0
+    mask = row["mask"]
     if not isinstance(v, jax.Array):
-        kd, slope = _differentiate(losses.divergence, z, v, temperature, mask)
+        kd, slope = _differentiate(losses.divergence, z, v, temperature, row)
         return kd, slope, _sparse_metrics(z, v, own, mask)
     v = numerics.zero_masked(v.astype(z.dtype), mask, trailing=1)
     teacher = Softmax(v)
@@ -123,7 +128,7 @@ def _divergence(
     }
     if losses.divergence is not forward_kl:
         metrics["kl"] = numerics.kl(teacher.log_probs(), own.log_probs())
-        kd, slope = _differentiate(losses.divergence, z, v, temperature, mask)
+        kd, slope = _differentiate(losses.divergence, z, v, temperature, row)
         return kd, slope, metrics
     kl = numerics.kl(teacher.log_probs(), own.log_probs())
     if not losses.tempered:
@@ -148,10 +153,28 @@ def _sparse_metrics(z: Block, v: Any, own: Softmax, mask: Array) -> Values:
 
 
 def _differentiate(
-    loss: Callable[..., Array], z: Block, v: Any, temperature: Any, mask: Array
+    loss: Callable[..., Array], z: Block, v: Any, temperature: Any, row: dict[str, Any]
 ) -> tuple[Array, Block]:
-    values, pull = jax.vjp(lambda z: loss(z, v, temperature=temperature, where=mask), z)
+    options = keywords(loss, temperature, row["mask"], row.get("labels"))
+    values, pull = jax.vjp(lambda z: loss(z, v, **options), z)
     return values, pull(jnp.ones_like(values))[0]
+
+
+def keywords(
+    loss: Callable[..., Array], temperature: Any, where: Any, labels: Any
+) -> dict[str, Any]:
+    """What of the usual keyword arguments a position-wise loss is called with.
+
+    One that knows no temperature compares the logits as they are. Labels go to a loss
+    that asks for them.
+    """
+    known = inspect.signature(loss).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    given = {"temperature": temperature, "where": where}
+    options = {key: x for key, x in given.items() if takes_all or key in known}
+    if "labels" in known and known["labels"].default is inspect.Parameter.empty:
+        options["labels"] = labels
+    return options
 
 
 def _labelled(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
+from distilljax._checks import fail
 from distilljax.losses._products import Products
 
 POSITIONS = ("data", "fsdp")
@@ -33,8 +34,18 @@ def automatic_axes() -> dict[str, int]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return {}
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    free = [axis for axis, kind in kinds if kind == AxisType.Auto]
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    free = [axis for axis, kind in kinds.items() if kind == AxisType.Auto]
+    for axis in (*POSITIONS, CLASSES):
+        if kinds.get(axis) == AxisType.Explicit and mesh.shape[axis] > 1:
+            fail(
+                "LinearHead",
+                "the mesh",
+                f"have {axis!r} as an Auto axis",
+                "an Explicit one, the default of jax.make_mesh",
+                "Make it with distilljax.sharding.mesh_from_string, or with "
+                "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n).",
+            )
     return {axis: mesh.shape[axis] for axis in free if mesh.shape[axis] > 1}
 
 
@@ -56,10 +67,14 @@ def products_for(dtype: Any, widths: list[int], classes: int) -> Products:
     products = Products(dtype, CLASSES, axes[CLASSES])
     if WIDTH not in axes or any(width % axes[WIDTH] for width in widths):
         return products
-    local = classes // axes[CLASSES]
-    near = range(NUM_SLICES, min(8 * NUM_SLICES, local) + 1)
-    slices = next((n for n in near if local % n == 0), 1)
+    slices = _slices(classes // axes[CLASSES]) or 1
     return replace(products, width_axis=WIDTH, num_slices=slices)
+
+
+def _slices(classes: int) -> int | None:
+    """How many equal slices the classes of a shard make; None if they cannot."""
+    near = range(NUM_SLICES, min(8 * NUM_SLICES, classes) + 1)
+    return next((n for n in near if classes % n == 0), None)
 
 
 def padded_classes(classes: int) -> int:
@@ -67,8 +82,10 @@ def padded_classes(classes: int) -> int:
 
     What the devices divide already stays as it is: padding a kernel is a copy of it.
     """
-    shards = automatic_axes().get(CLASSES, 1)
-    if classes % shards == 0:
+    axes = automatic_axes()
+    shards = axes.get(CLASSES, 1)
+    sliced = WIDTH not in axes or _slices(classes // shards) is not None
+    if classes % shards == 0 and sliced:
         return classes
     step = shards * NUM_SLICES if classes > shards * NUM_SLICES else shards
     return -(-classes // step) * step
@@ -113,12 +130,15 @@ def over_positions(function: Callable[..., Any]) -> Callable[..., Any]:
     if not axes:
         return function
     by_row, whole = PartitionSpec(axes), PartitionSpec()
-    return jax.shard_map(
-        function,
-        in_specs=(by_row, whole),
-        out_specs=by_row,
-        axis_names=set(axes),
-        check_vma=False,
+    # Compiled, because outside of a program a part of the axes cannot be by hand.
+    return jax.jit(
+        jax.shard_map(
+            function,
+            in_specs=(by_row, whole),
+            out_specs=by_row,
+            axis_names=set(axes),
+            check_vma=False,
+        )
     )
 
 
@@ -158,6 +178,7 @@ def each_for_its_positions(
             axis_names=set(axes),
             check_vma=False,
         )
-        return mapped(params, scalars, (teacher, rows, others))
+        # Compiled, because outside of a program a part of the axes cannot be by hand.
+        return jax.jit(mapped)(params, scalars, (teacher, rows, others))
 
     return on_mesh

@@ -62,7 +62,7 @@ def total_and_values(
     arrays = {key: x for key, x in params.items() if isinstance(x, jax.Array)}
     trained = {key: jnp.asarray(x) for key, x in arrays.items()}
     constant = {key: x for key, x in params.items() if key not in trained}
-    weights = {key: scalars[key] for key in ("kd_weight", "ce_weight")}
+    weights = _weights(scalars)
     others = {key: scalars[key] for key in ("temperature", "label_smoothing")}
 
     def run(trained: Any, weights: Any, fixed: Any, wanted: frozenset[str]) -> Any:
@@ -85,7 +85,7 @@ def total_and_values(
             is_leaf=lambda x: hasattr(x, "perturbed"),
         )
         values, grads = run(trained, weights, fixed, wanted)
-        return (_weighted(values, weights), values), (grads, _sums(values))
+        return (_weighted(values, weights), values), (grads, _sums(values, weights))
 
     def backward(residuals: Any, cotangents: Any) -> Any:
         grads, sums = residuals
@@ -119,7 +119,7 @@ def all_at_once(
     hidden = numerics.zero_masked(hidden, rows["mask"], trailing=1)
     product = plan.products.to_logits(hidden, student.kernel)
     logits = finish(product, student.bias, student.scale, student.softcap)
-    weights = {key: scalars[key] for key in ("kd_weight", "ce_weight")}
+    weights = _weights(scalars)
     row, signal = _signal_of(plan, heads.get("teacher"), rows)
     fixed = jax.lax.stop_gradient((signal, row, scalars))
 
@@ -134,7 +134,7 @@ def all_at_once(
 
     def forward(logits: Any, weights: Any, fixed: Any) -> Any:
         values, slope = values_of(logits, weights, fixed)
-        return (_weighted(values, weights), values), (slope, _sums(values))
+        return (_weighted(values, weights), values), (slope, _sums(values, weights))
 
     def backward(residuals: Any, cotangents: Any) -> Any:
         slope, sums = residuals
@@ -159,12 +159,20 @@ def _signal_of(
     return row, _real(plan, signal) if isinstance(signal, jax.Array) else signal
 
 
-def _sums(values: Values) -> dict[str, Float[Array, ""]]:
-    return {f"{x}_weight": jnp.sum(values[x]) for x in ("kd", "ce") if x in values}
+def _weights(scalars: dict[str, Any]) -> dict[str, Any]:
+    return {x: scalars[x] for x in ("kd_weight", "ce_weight") if x in scalars}
+
+
+def _sums(values: Values, weights: dict[str, Array]) -> dict[str, Float[Array, ""]]:
+    """The sum of what each of the weights multiplies."""
+    pairs = ((key, key.removesuffix("_weight")) for key in weights)
+    return {key: jnp.sum(values[name]) for key, name in pairs if name in values}
 
 
 def _weighted(values: Values, weights: dict[str, Array]) -> Float[Array, ""]:
-    return jnp.sum(jnp.stack([weights[key] * x for key, x in _sums(values).items()]))
+    nothing = jnp.zeros((), values["student_entropy"].dtype)
+    sums = _sums(values, weights)
+    return sum((weights[key] * x for key, x in sums.items()), start=nothing)
 
 
 def run_chunks(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distilljax._checks import fail
+from distilljax._checks import check_finite, check_positive, fail
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._fused_mesh import (
     hold_classes,
@@ -131,15 +131,21 @@ def check_head(function: str, argument: str, head: LinearHead) -> None:
             jnp.shape(bias),
             "Pass bias=None for a head without one.",
         )
-    for name in ("softcap", "scale"):
-        if getattr(head, name) is not None and jnp.ndim(getattr(head, name)) != 0:
+    for name, value in (("softcap", head.softcap), ("scale", head.scale)):
+        if value is None:
+            continue
+        if not isinstance(value, str) and jnp.ndim(value) != 0:
             fail(
                 function,
                 argument,
                 f"have a scalar {name}",
-                f"an array of shape {jnp.shape(getattr(head, name))}",
+                f"an array of shape {jnp.shape(value)}",
                 "Multiply a scale for each class into the kernel.",
             )
+        check_finite(function, f"{argument}.{name}", value)
+    if head.softcap is not None:
+        remedy = "Use None for logits without a bound."
+        check_positive(function, f"{argument}.softcap", head.softcap, remedy)
 
 
 def matmul(hidden: Float[Array, "*b w"], kernel: Float[Array, "w c"]) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from distilljax._checks import check_between, fail
+from distilljax._checks import check_between, check_count, fail
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._heads import accepts_heads
 from distilljax.typing import Scalar
@@ -64,6 +64,7 @@ def hinge_ranking(
     "RankDistil: Knowledge Distillation for Ranking", AISTATS 2021.
     """
     z, v, mask = numerics.prepare("hinge_ranking", student, teacher, where)
+    check_count("hinge_ranking", "k", k)
     classes = z.shape[-1]
     if not 1 <= k <= classes:
         fail(
@@ -74,14 +75,14 @@ def hinge_ranking(
             "Use k=1 to rank the teacher's first choice before all others.",
         )
     check_between("hinge_ranking", "margin", margin, 0, float("inf"))
-    margin = jnp.asarray(margin).astype(z.dtype)
+    gap = numerics.between_as(z.dtype, margin, 0)
     zero = jnp.zeros((), z.dtype)
     v_top, ids = jax.lax.top_k(v, k)
     z_top = jnp.take_along_axis(z, ids, axis=-1)
     lower, higher = z[..., None, :], z_top[..., :, None]
     known = ~(numerics.is_zero(z) & numerics.is_zero(v))
     pairs = (v[..., None, :] < v_top[..., :, None]) & known[..., None, :]
-    lacks = margin - (numerics.floored(higher) - numerics.floored(lower))
+    lacks = gap - (numerics.floored(higher) - numerics.floored(lower))
     # A select and not a maximum, whose slope at the corner is one half.
     hinges = jnp.where(pairs & (lacks > 0), lacks, zero)
     count = jnp.maximum(jnp.sum(pairs, axis=(-2, -1)), 1).astype(z.dtype)
@@ -89,4 +90,5 @@ def hinge_ranking(
     ruled_out = pairs & numerics.is_zero(higher) & ~numerics.is_zero(lower)
     infinite = jnp.any(ruled_out, axis=(-2, -1))
     values += jnp.where(infinite, jnp.inf, 0.0).astype(z.dtype)
+    values = numerics.nan_with(values, margin, gap, z)
     return numerics.zero_masked(values, mask)

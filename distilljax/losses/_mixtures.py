@@ -63,18 +63,20 @@ def jensen_shannon(
         "jensen_shannon", student, teacher, temperature, where
     )
     check_between("jensen_shannon", "beta", beta, 0, 1)
-    beta = jnp.asarray(beta).astype(log_q.dtype)
-    teacher_kl = numerics.kl_to_mixture(log_p, log_q, beta)
-    student_kl = numerics.kl_to_mixture(log_q, log_p, 1 - beta)
-    one, zero = jnp.ones_like(beta), jnp.zeros_like(teacher_kl)
+    weight = numerics.between_as(log_q.dtype, beta, 0, 1)
+    teacher_kl = numerics.kl_to_mixture(log_p, log_q, weight)
+    student_kl = numerics.kl_to_mixture(log_q, log_p, 1 - weight)
+    one, zero = jnp.ones_like(weight), jnp.zeros_like(teacher_kl)
     if normalized:
         # 0 / 0 at one end each, where the limit of the quotient is 0.
-        teacher_part = teacher_kl / jnp.where(beta == 1, one, 1 - beta)
-        student_part = student_kl / jnp.where(beta == 0, one, beta)
+        teacher_part = teacher_kl / jnp.where(weight == 1, one, 1 - weight)
+        student_part = student_kl / jnp.where(weight == 0, one, weight)
         values = teacher_part + student_part
     else:
-        inside = (beta > 0) & (beta < 1)  # at the ends a KL may be inf, 0 * inf nan
-        values = jnp.where(inside, beta * teacher_kl + (1 - beta) * student_kl, zero)
+        inside = (weight > 0) & (weight < 1)  # at the ends a KL may be inf, 0 * inf nan
+        total = weight * teacher_kl + (1 - weight) * student_kl
+        values = jnp.where(inside, total, zero)
+    values = numerics.nan_with(values, beta, weight, log_q)
     return numerics.zero_masked(values, mask)
 
 
@@ -122,8 +124,10 @@ def skew_forward_kl(
         "skew_forward_kl", student, teacher, temperature, where
     )
     check_between("skew_forward_kl", "skew", skew, 0, 1)
-    weight = jnp.asarray(skew).astype(log_q.dtype)
-    return numerics.zero_masked(numerics.kl_to_mixture(log_p, log_q, weight), mask)
+    weight = numerics.between_as(log_q.dtype, skew, 0, 1)
+    values = numerics.kl_to_mixture(log_p, log_q, weight)
+    values = numerics.nan_with(values, skew, weight, log_q)
+    return numerics.zero_masked(values, mask)
 
 
 @accepts_heads
@@ -170,5 +174,7 @@ def skew_reverse_kl(
         "skew_reverse_kl", student, teacher, temperature, where
     )
     check_between("skew_reverse_kl", "skew", skew, 0, 1)
-    weight = jnp.asarray(skew).astype(log_q.dtype)
-    return numerics.zero_masked(numerics.kl_to_mixture(log_q, log_p, weight), mask)
+    weight = numerics.between_as(log_q.dtype, skew, 0, 1)
+    values = numerics.kl_to_mixture(log_q, log_p, weight)
+    values = numerics.nan_with(values, skew, weight, log_q)
+    return numerics.zero_masked(values, mask)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from distilljax._checks import check_logits, check_temperature, check_where
+from distilljax._checks import check_logits, check_temperature, check_where, is_static
 from distilljax.typing import Scalar
 
 # Stands for log 0 in a difference of logs. Far below the log of any positive float64
@@ -70,10 +70,44 @@ def log_probs(
     """``log q, log p, mask`` of student and teacher, both at the same temperature."""
     student, teacher, mask = prepare(function, student, teacher, where)
     check_temperature(function, temperature)
-    temperature = jnp.asarray(temperature).astype(student.dtype)
+    temperature = positive_as(student.dtype, temperature)
     log_q = jax.nn.log_softmax(student / temperature)
     log_p = jax.nn.log_softmax(teacher / temperature)
     return log_q, log_p, mask
+
+
+def positive_as(dtype: Any, value: Scalar) -> Float[Array, ""]:
+    """A checked scalar; a traced one that is not positive and finite becomes nan.
+
+    A schedule that leaves its domain must stop the run, and not train on something.
+    """
+    value = jnp.asarray(value).astype(dtype)
+    return value * poison((value > 0) & (value < jnp.inf), dtype)
+
+
+def between_as(
+    dtype: Any, value: Scalar, low: float, high: float = math.inf
+) -> Float[Array, ""]:
+    """A checked scalar; a traced one that is not in ``[low, high]`` becomes nan."""
+    value = jnp.asarray(value).astype(dtype)
+    return value * poison((value >= low) & (value <= high), dtype)
+
+
+def nan_with(
+    values: Float[Array, "*b"],
+    given: Scalar,
+    scalar: Float[Array, ""],
+    student: Float[Array, "*b c"],
+) -> Float[Array, "*b"]:
+    """The values; nan, in the student's gradient too, where a traced scalar is.
+
+    For scalars that are compared with something, which would swallow the nan. ``given``
+    is the scalar as it came: one that was known then has been checked.
+    """
+    if is_static(given):
+        return values
+    factor = jnp.where(jnp.isnan(scalar), jnp.nan, 0.0).astype(values.dtype)
+    return values + factor * jnp.sum(floored(student), axis=-1)
 
 
 def is_zero(log_a: Float[Array, "..."]) -> Bool[Array, "..."]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from distilljax._checks import check_positive, check_temperature, fail
+from distilljax.losses import _numerics as numerics
 from distilljax.losses import _points as points
 from distilljax.losses._shards import AxisName
 from distilljax.typing import Scalar
@@ -181,7 +182,7 @@ def correlation_congruence(
     check_positive("correlation_congruence", "gamma", gamma, "0.4 is the paper's.")
     if order < 1:
         fail("correlation_congruence", "order", "be at least 1", order, "2 is usual.")
-    sharpness = 2 * jnp.asarray(gamma).astype(cloud.student.dtype)
+    sharpness = 2 * numerics.positive_as(cloud.student.dtype, gamma)
 
     def kernel(x: Float[Array, "n k"]) -> Float[Array, "n n"]:
         cosines = points.cosines(x)
@@ -249,5 +250,5 @@ def embedding_relation(
     if temperature is None:
         return cloud.mean_over_pairs((ours - theirs) ** 2)
     check_temperature("embedding_relation", temperature)
-    temperature = jnp.asarray(temperature).astype(ours.dtype)
-    return points.rows_kl(ours / temperature, theirs / temperature, cloud.others())
+    softness = numerics.positive_as(ours.dtype, temperature)
+    return points.rows_kl(ours / softness, theirs / softness, cloud.others())

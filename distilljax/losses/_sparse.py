@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distilljax._checks import check_logits, check_temperature, fail
+from distilljax._checks import check_count, check_logits, check_temperature, fail
 from distilljax.losses import _numerics as numerics
 
 # The fields are Any, as those of `distilljax.typing.Mean`: transformations rebuild the
@@ -52,15 +52,7 @@ class SparseLogits:
     temperatures: tuple[float, ...] = field(default=(1.0,), metadata={"static": True})
 
     def __post_init__(self):
-        grid = tuple(float(temperature) for temperature in self.temperatures)
-        if not grid or not all(0 < temperature < math.inf for temperature in grid):
-            fail(
-                "SparseLogits",
-                "temperatures",
-                "be positive and finite, at least one",
-                self.temperatures,
-                "Use (1.0,) for the teacher's own distribution.",
-            )
+        grid = _grid("SparseLogits", self.temperatures)
         object.__setattr__(self, "temperatures", grid)
 
     @classmethod
@@ -81,6 +73,8 @@ class SparseLogits:
           ids int32, the rest float32 (float64 if the logits are), likeliest first.
         """
         check_logits("SparseLogits.top_k", logits=logits)
+        temperatures = _grid("SparseLogits.top_k", temperatures)
+        check_count("SparseLogits.top_k", "k", k)
         classes = jnp.shape(logits)[-1]
         if not 1 <= k <= classes:
             fail(
@@ -90,15 +84,13 @@ class SparseLogits:
                 k,
                 "Use dense logits where nothing is left out.",
             )
-        for temperature in temperatures:
-            check_temperature("SparseLogits.top_k", temperature)
         dtype = numerics.compute_dtype(logits)
         logits = jax.lax.stop_gradient(jnp.asarray(logits).astype(dtype))
         log_p = jax.nn.log_softmax(logits)
         log_probs, ids = jax.lax.top_k(log_p, k)
         rest = numerics.without(log_p, ids)
-        tails = [numerics.log_sum_exp(rest / float(t)) for t in temperatures]
-        return cls(ids, log_probs, jnp.stack(tails, axis=-1), tuple(temperatures))
+        tails = [numerics.log_sum_exp(rest / t) for t in temperatures]
+        return cls(ids, log_probs, jnp.stack(tails, axis=-1), temperatures)
 
     def renormalize(self) -> SparseLogits:
         """The same classes as if they were all: the tail's mass goes to them, by size.
@@ -210,6 +202,21 @@ class SampledLogits:
         merged = numerics.log_sum_exp(jnp.where(same, weights, nothing))
         first = ~jnp.any(jnp.tril(same, -1), axis=-1) & used
         return SampledLogits(self.ids, jnp.where(first, merged, nothing[..., 0]))
+
+
+def _grid(function: str, temperatures: Any) -> tuple[float, ...]:
+    """Temperatures as numbers, if they are a grid."""
+    numbers = isinstance(temperatures, Sequence) and not isinstance(temperatures, str)
+    grid = tuple(float(t) for t in temperatures) if numbers else ()
+    if not grid or not all(0 < temperature < math.inf for temperature in grid):
+        fail(
+            function,
+            "temperatures",
+            "be a tuple of positive, finite numbers, at least one",
+            temperatures,
+            "Use (1.0,) for the teacher's own distribution.",
+        )
+    return grid
 
 
 Teacher: TypeAlias = Float[Array, "..."] | SparseLogits | SampledLogits

@@ -19,7 +19,7 @@ def standardize_logits(
     """Each position's logits with mean 0 and standard deviation 1 over the classes.
 
     standardize_logits = (z - mean) / std, for logits z
-    std = sqrt(sum over classes of (z - mean)^2 / (classes - ddof)), at least min_std
+    std = sqrt(sum over classes of (z - mean)^2 / (classes - ddof))
 
     A transform of student and teacher, before a divergence: the student then learns the
     order and the relative distances of the teacher's logits, and not their scale, which
@@ -32,7 +32,8 @@ def standardize_logits(
         and standard deviation; the divergence fixes the teacher's.
       ddof: 1 divides by classes - 1, as the authors' code and PyTorch do, 0 by classes,
         as NumPy does. With 4 classes that changes a distillation loss by a third.
-      min_std: Positive; logits that are all (nearly) equal are divided by it.
+      min_std: Positive; logits whose deviation is at most this, such as those of a head
+        that starts with zeros, have no order to learn: zeros, without a gradient.
       where: Mask [*batch]; where it is false the result and the gradient are exactly 0,
         whatever the logits. None counts every position.
 
@@ -77,6 +78,8 @@ def standardize_logits(
     squares = jnp.sum(centered**2, axis=-1, keepdims=True)
     variance = squares / jnp.maximum(live - ddof, 1).astype(z.dtype)
     # Inside the root, whose slope at 0 is infinite.
-    std = jnp.sqrt(jnp.maximum(variance, jnp.asarray(min_std**2, z.dtype)))
-    standard = jnp.where(dead, jnp.asarray(-jnp.inf, z.dtype), centered / std)
+    varies = variance > jnp.asarray(min_std**2, z.dtype)
+    std = jnp.sqrt(jnp.where(varies, variance, jnp.ones((), z.dtype)))
+    standard = jnp.where(varies, centered / std, zero)
+    standard = jnp.where(dead, jnp.asarray(-jnp.inf, z.dtype), standard)
     return numerics.zero_masked(standard, mask, trailing=1)

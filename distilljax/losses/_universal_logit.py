@@ -65,7 +65,7 @@ def universal_logit(
     dtype = numerics.compute_dtype(student, teacher)
     mask = numerics.as_mask(where)
     classes = max(jnp.shape(student)[-1], jnp.shape(teacher)[-1])
-    temperature = jnp.asarray(temperature).astype(dtype)
+    temperature = numerics.positive_as(dtype, temperature)
 
     def sorted_log_probs(logits: Array) -> Float[Array, "*b c"]:
         logits = numerics.zero_masked(jnp.asarray(logits).astype(dtype), mask, 1)

@@ -74,7 +74,7 @@ def variational_information(
             "Start from jnp.full(channels, jnp.log(jnp.expm1(5 - epsilon))).",
         )
     variance = jax.nn.softplus(jnp.asarray(raw_scale).astype(s.dtype))
-    variance += jnp.asarray(epsilon).astype(s.dtype)
+    variance += numerics.positive_as(s.dtype, epsilon)
     # Written out, because nobody may rely on ranks being promoted.
     variance = variance.reshape((1,) * (s.ndim - 1) + variance.shape)
     values = jnp.mean((t - s) ** 2 / variance + jnp.log(variance), axis=-1) / 2

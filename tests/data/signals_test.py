@@ -25,9 +25,18 @@ def test_a_class_that_does_not_exist_or_is_there_twice():
     ids[1, 2, 0] = ids[1, 2, 1]
     with pytest.raises(ValueError, match=r"at most once .* twice at position \(1, 2\)"):
         check_signal(dataclasses.replace(good, ids=ids), 4)
-    unused = np.array(good.log_probs)
-    unused[1, 2, 0] = -np.inf  # then its id means nothing
-    check_signal(dataclasses.replace(good, ids=ids, log_probs=unused), 4)
+    check_signal(dataclasses.replace(good, ids=ids), 4, np.arange(6).reshape(2, 3) < 5)
+    log_probs, log_tail = np.array(good.log_probs), np.array(good.log_tail)
+    log_tail[1, 2] = np.logaddexp(log_tail[1, 2], log_probs[1, 2, 0])
+    log_probs[1, 2, 0] = -np.inf  # then its id means nothing
+    check_signal(SparseLogits(ids, log_probs, log_tail), 4)
+
+
+def test_logits_are_no_log_probabilities():
+    good = SparseLogits.top_k(jnp.arange(24.0).reshape(2, 3, 4), 3)
+    shifted = dataclasses.replace(good, log_probs=good.log_probs + 5)
+    with pytest.raises(ValueError, match=r"log_probs must be .* got a total of 1[0-9]"):
+        check_signal(shifted, 4)
 
 
 def test_a_sample_has_copies():

@@ -121,6 +121,29 @@ def test_eight_devices_give_the_numbers_of_one(axes, divergence, largest):
         assert largest[kind] is None or size <= largest[kind], f"{kind} of {size}"
 
 
+def test_a_kernel_is_gathered_in_slices_whatever_its_size():
+    """134 classes on two shards are 67, which is prime: no whole kernel is sent."""
+    mesh = mesh_from_string("fsdp=4,tensor=2")
+    args = arguments(classes=134, teacher_classes=134)
+    with jax.set_mesh(mesh):
+        student, teacher, *rest = args
+        # a numpy teacher of dense logits is padded as one of jax is
+        dense = np.asarray(teacher.logits())
+        program = jax.jit(gradient({}), compiler_options=UNOPTIMIZED)
+        compiled = program.lower(*args).compile()
+        found = compiled(*args)
+        loss(student, dense, *rest)
+    expected = jax.jit(gradient({}), compiler_options=UNOPTIMIZED)(*args)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        found,
+        expected,
+    )
+    gathered = [n for kind, n in collectives(compiled.as_text()) if "gather" in kind]
+    assert gathered
+    assert max(gathered) <= TEACHER_WIDTH * 67 // 4
+
+
 def test_nothing_needs_to_divide():
     """42 positions over 4 devices, and vocabularies that are padded differently."""
     args = arguments(classes=126, teacher_classes=122, batch=7)

@@ -88,12 +88,12 @@ def test_forms_travel_through_transformations():
             lambda: SparseLogits.top_k(VOCABULARY, 513),
             r"k must lie in \[1, 512\].*got 513",
         ),
-        (lambda: SparseLogits.top_k(VOCABULARY, 0), "k must lie in"),
+        (lambda: SparseLogits.top_k(VOCABULARY, 0), "k must be at least 1"),
         (
             lambda: SparseLogits.top_k(VOCABULARY, 5, (0.0,)),
-            "temperature must be positive",
+            "temperatures must be a tuple of positive",
         ),
-        (lambda: SparseLogits(1, 2, 3, ()), "temperatures must be positive"),
+        (lambda: SparseLogits(1, 2, 3, ()), "temperatures must be a tuple of positive"),
         (
             lambda: SampledLogits.draw(jax.random.key(0), VOCABULARY, 0),
             "num_samples must",
