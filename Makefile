@@ -14,7 +14,7 @@ WORKERS ?= 2
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast notebooks lint format proofs bench constraints clean
+.PHONY: help demo test test-fast notebooks lint format proofs bench parity constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -53,6 +53,9 @@ proofs: $(VENV)/.demo-installed  ## Rerun the published experiments (hours, and 
 bench: $(VENV)/.demo-installed  ## Time the step and the fused loss against plain JAX
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/loss.py
+
+parity: $(VENV)/.demo-installed  ## Compare the losses with those of torch, torchdistill and TRL
+	$(BIN)/python benchmarks/parity.py --env $(VENV)-peers
 
 # An installation counts as done when its stamp is written, last of all: one that was
 # interrupted is taken up again, and one whose pins have changed is brought up to date.
@@ -111,4 +114,4 @@ define freeze
 endef
 
 clean:  ## Remove the environments and caches (never runs/)
-	rm -rf .venv .venv-3.12 build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.12 .venv-peers build .pytest_cache .ruff_cache
