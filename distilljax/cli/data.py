@@ -56,6 +56,7 @@ def _show(console: Any, name: str, source: Any, num_examples: int) -> dict[str, 
     from distilljax.data.describe import describe
     from distilljax.data.text.mixture import MixedRows
     from distilljax.data.text.packed import PackedRows
+    from distilljax.data.text.padded import PaddedRows
     from distilljax.data.text.report import summarize
 
     if isinstance(source, MixedRows):
@@ -66,7 +67,7 @@ def _show(console: Any, name: str, source: Any, num_examples: int) -> dict[str, 
             found |= _show(console, title, rows, num_examples)
         return found
     summary = None
-    if isinstance(source, PackedRows):
+    if isinstance(source, PackedRows | PaddedRows):
         summary = summarize(source, num_examples)
     console.print(name, style="bold")
     for title, text in summary.lines() if summary else describe(source):

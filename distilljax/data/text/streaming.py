@@ -23,7 +23,7 @@ from distilljax.data.text.packing import shift
 
 @dataclass(frozen=True)
 class StreamLoader:
-    """Batches of the rows that Grain packs while it reads. **Not elastic.**
+    """Batches of rows that Grain packs while it reads: not elastic.
 
     A loader for the same sources as `Loader`, `Packed(...)()`, of which it takes the
     pieces and not the plan. The batches have the same arrays, without ``index``.

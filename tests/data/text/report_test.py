@@ -8,12 +8,14 @@ from distilljax.data import Loader
 from distilljax.data.text import (
     ChatTemplate,
     Packed,
+    Padded,
     Texts,
     Tokenized,
     TokenizerJson,
     summarize,
 )
 from distilljax.data.text.report import as_html, visible
+from tests.data.text.padded_test import Labelled
 from tests.data.text.tiny import conversation, documents, packed
 
 
@@ -32,10 +34,9 @@ def test_numbers_are_those_of_the_rows(model):
     assert (found.documents, found.kept, found.drops) == (52, 51, {"empty": 1})
     whole = list(rows)
     assert found.rows == len(whole)
-    assert found.predictions == sum(int((r["segment_ids"] > 0).sum()) for r in whole)
-    assert found.learnt == sum(int(r["loss_mask"].sum()) for r in whole)
-    assert found.segments == sum(int(r["segment_ids"].max()) for r in whole)
-    assert found.fill == found.predictions / (64 * len(whole))
+    used = sum(int((row["segment_ids"] > 0).sum()) for row in whole)
+    assert found.used == used
+    assert found.fill == used / (64 * len(whole))
     lengths = sorted(rows.store.lengths[rows.kept].tolist())
     assert found.tokens == sum(lengths)
     assert found.num_bytes == sum(len(text.encode()) for text in texts)
@@ -43,7 +44,9 @@ def test_numbers_are_those_of_the_rows(model):
     assert found.lengths[3] == lengths[len(lengths) // 2]
     said = dict(found.lines())
     assert said["documents"] == "51 of 52; dropped: 1 empty"
-    assert said["supervised"] == f"100.0 % of {found.predictions:,} predictions"
+    assert said["supervised"] == f"100.0 % of {used:,} predictions"
+    segments = sum(int(row["segment_ids"].max()) for row in whole)
+    assert said["segments"] == f"{segments / len(whole):.1f} in a row"
 
 
 def test_of_conversations_it_says_how_much_is_learnt(chats):
@@ -51,10 +54,40 @@ def test_of_conversations_it_says_how_much_is_learnt(chats):
     assert found.drops == {"too long": 1, "nothing to learn": 1}
     assert found.copies == 1
     learnt = sum(int(row["loss_mask"].sum()) for row in chats)
-    assert 0 < found.learnt == learnt < found.predictions
+    said = dict(found.lines())["supervised"]
+    assert said == f"{100 * learnt / found.used:.1f} % of {found.used:,} predictions"
     batches = Loader(1, shuffle=False)(chats, seed=0)
     counted = sum(int(next(batches)["loss_mask"].sum()) for _ in range(len(chats)))
-    assert counted == learnt
+    assert 0 < counted == learnt < found.used
+
+
+def test_of_a_split_it_says_how_many_documents_are_in_the_other(model):
+    rows = packed(model, documents(90), split="train", validation_fraction=0.2)()
+    said = dict(summarize(rows).lines())["documents"]
+    kept = len(rows.kept)
+    assert said == f"{kept} of {kept}; dropped: none (90 with the other split)"
+
+
+def test_of_single_documents_it_says_what_is_cut_and_the_classes(model):
+    texts = documents(60, longest=4)
+    text = Tokenized(Labelled(texts), TokenizerJson(str(model)))
+    rows = Padded(text, 32)()
+    found = summarize(rows, num_examples=4)
+    assert found.used == sum(int(row["segment_ids"].sum()) for row in rows)
+    said = dict(found.lines())
+    long = int((rows.store.lengths > 32).sum())
+    assert said["cut"] == f"{long} documents are longer than a row"
+    bath = int(rows.labels.sum())
+    assert sorted(said["classes"].split(", ")) == [
+        f"Bath {bath}",
+        f"elsewhere {60 - bath}",
+    ]
+    for shown in found.shown:
+        number, name = shown.where.removeprefix("document ").split(": ")
+        assert (name == "Bath") == ("Bath" in texts[int(number)])
+        ((part, learnt),) = shown.parts
+        assert not learnt
+        assert texts[int(number)].startswith(part.removesuffix("<|im_end|>"))
 
 
 def test_examples_are_text_cut_where_the_mask_changes(chats):
