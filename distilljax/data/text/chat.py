@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from distilljax._checks import fail
 from distilljax.data.text.documents import Messages, digest
+from distilljax.data.text.filters import check_choice
 
 # What a rendering has where the assistant begins and ends, until both are taken out.
 # Unicode keeps these two for a program's own use: no text may hold them.
@@ -49,6 +50,8 @@ class ChatTemplate:
     Attributes:
       path: A ``.jinja`` file, a ``tokenizer_config.json``, or a folder with either.
       source: The template itself, in place of a path.
+      learn: "all" that the assistant says, or its "last" message alone, which works
+        with templates that rewrite earlier messages, too.
       variables: What else the template reads, such as ``{"enable_thinking": False}``.
       today: The date that ``strftime_now`` gives.
 
@@ -66,6 +69,7 @@ class ChatTemplate:
 
     path: str | None = None
     source: str | None = None
+    learn: Literal["all", "last"] = "all"
     variables: Mapping[str, Any] = field(default_factory=dict)
     today: str = "2025-01-01"
 
@@ -83,6 +87,7 @@ class ChatTemplate:
                 f"path={self.path!r} and source={self.source!r}",
                 "The folder of an instruct model has the template.",
             )
+        check_choice("ChatTemplate", "learn", self.learn, ("all", "last"))
         source = self.source
         if source is None:
             source = _read_template(Path(self.path or ""))
@@ -97,7 +102,7 @@ class ChatTemplate:
                 "It is what strftime_now gives.",
             )
         variables = {"bos_token": bos or "", "eos_token": eos or "", **self.variables}
-        return Chat(source, variables, today, eos)
+        return Chat(source, variables, today, eos, self.learn)
 
 
 class Chat:
@@ -109,16 +114,17 @@ class Chat:
         variables: Mapping[str, Any],
         today: datetime.datetime,
         eos: str | None,
+        learn: Literal["all", "last"] = "all",
     ):
         self._source, self._variables = source, variables
-        self._today, self._eos = today, eos
+        self._today, self._eos, self._learn = today, eos, learn
         self._template()  # a mistake in it is found now
 
     @cached_property
     def fingerprint(self) -> str:
         """Of all that decides what it renders."""
-        variables = dict(self._variables)
-        return digest(self._source, variables, self._today.isoformat(), self._eos)
+        variables, today = dict(self._variables), self._today.isoformat()
+        return digest(self._source, variables, today, self._eos, self._learn)
 
     @property
     def marks_generation(self) -> bool:
@@ -134,17 +140,21 @@ class Chat:
           messages: The conversation.
           where: Tells where it is from; asked if something is wrong.
         """
+        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        if self._learn == "last" and answers:
+            answers = answers[-1:]
+            messages = messages[: answers[0] + 1]  # nothing is learnt of what follows
         if self.marks_generation:
             return self._marked(messages, where)
         text = self.render(messages, where)
         spans = []
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before = self.render(messages[:i], where, add_generation_prompt=True)
-                after = self.render(messages[: i + 1], where)
-                if not (after.startswith(before) and text.startswith(after)):
-                    self._not_a_prefix(i, where)
-                spans.append((len(before), self._end(text, len(before), len(after))))
+        for i in answers:
+            before = self.render(messages[:i], where, add_generation_prompt=True)
+            last = i + 1 == len(messages)
+            after = text if last else self.render(messages[: i + 1], where)
+            if not (after.startswith(before) and text.startswith(after)):
+                self._not_a_prefix(i, where)
+            spans.append((len(before), self._end(text, len(before), len(after))))
         return Rendered(text, tuple(spans))
 
     def render(
@@ -205,6 +215,9 @@ class Chat:
                 f"another text with its marks, at {where()}",
                 "Move filters such as trim inside of it, and do not nest it.",
             )
+        if self._learn == "last" and spans:
+            before = self.render(messages[:-1], where, marked=True).count(_BEGIN)
+            spans = spans[before:]
         return Rendered(text, tuple(spans))
 
     def _end(self, text: str, start: int, stop: int) -> int:
@@ -221,7 +234,8 @@ class Chat:
             "continue a conversation where it ended before, or mark what is generated",
             f"another beginning after message {i} at {where()}",
             "It rewrites earlier messages (hides their reasoning, say): put "
-            "{% generation %}...{% endgeneration %} around the assistant's text in it.",
+            "{% generation %}...{% endgeneration %} around the assistant's text in it, "
+            'or pass learn="last".',
         )
 
     def _template(self, marked: bool = False) -> Any:

@@ -124,6 +124,20 @@ def test_a_template_that_rewrites_earlier_messages_is_an_error():
     talk = conversation("Who?", "<think>Hm.</think>Emma.", "Why?", "So.")
     with pytest.raises(ValueError, match=r"another beginning after message 1 at a:7"):
         ChatTemplate(source=source)()(talk, lambda: "a:7")
+    # its last answer is no question of what was before
+    last = ChatTemplate(source=source, learn="last")
+    assert learnt(last, talk) == ["So."]
+    assert learnt(last, talk[:2]) == ["<think>Hm.</think>Emma."]
+
+
+def test_the_last_answer_alone_may_be_learnt():
+    for source in (CHATML, MARKED):
+        last = ChatTemplate(source=source, learn="last")
+        assert len(learnt(last, TALK)) == 1
+        assert learnt(last, TALK)[0].startswith("By the sea.")
+        # what is said after it is left out
+        assert last()([*TALK, TALK[0]]) == last()(TALK)
+        assert learnt(last, TALK[:1]) == []
 
 
 def test_a_template_that_raises_says_where_and_why():
@@ -197,9 +211,10 @@ def test_the_fingerprint_is_that_of_what_is_rendered():
         chat(eos="<|eot|>").fingerprint,
         ChatTemplate(source=LLAMA, today="2024-07-26")().fingerprint,
         ChatTemplate(source=LLAMA, variables={"x": 1})().fingerprint,
+        ChatTemplate(source=LLAMA, learn="last")().fingerprint,
         ChatTemplate(source=CHATML)().fingerprint,
     }
-    assert len(prints) == 5
+    assert len(prints) == 6
     assert chat().fingerprint in prints
 
 
