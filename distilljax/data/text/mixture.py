@@ -14,6 +14,7 @@ from distilljax._checks import fail
 from distilljax.data.rows import Example
 from distilljax.data.text.documents import digest
 from distilljax.data.text.packed import Packed, PackedRows
+from distilljax.data.text.tokenizer import Tokenizer
 
 # Shares are multiples of one in this many rows.
 PERIOD = 10_000
@@ -73,7 +74,17 @@ class Mixture:
     def __call__(self) -> MixedRows:
         """Open all parts."""
         shares = quotas([self.weights[name] for name in self.parts], PERIOD)
-        return MixedRows({n: part() for n, part in self.parts.items()}, shares)
+        rows = {name: part() for name, part in self.parts.items()}
+        tokenizers = {name: part.tokenizer.fingerprint for name, part in rows.items()}
+        if len(set(tokenizers.values())) > 1:
+            fail(
+                "Mixture",
+                "parts",
+                "have one tokenizer",
+                tokenizers,
+                "A token would mean something else in each part.",
+            )
+        return MixedRows(rows, shares)
 
 
 def quotas(weights: Sequence[float], total: int) -> Int64[np.ndarray, " parts"]:
@@ -125,9 +136,14 @@ class MixedRows:
         self._rows = list(self.parts.values())
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Whose tokens these are: all parts have the same."""
+        return self._rows[0].tokenizer
+
+    @property
     def num_classes(self) -> int:
-        """The largest vocabulary of the parts."""
-        return max(rows.num_classes for rows in self._rows)
+        """How many tokens the tokenizer has."""
+        return self.tokenizer.vocab_size
 
     @cached_property
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,9 +20,10 @@ from distilljax.data.text.filters import (
     in_split,
     sift,
 )
-from distilljax.data.text.packing import Pieces, Plan, cut, shift
+from distilljax.data.text.packing import Pieces, Plan, cut, positions, shift
 from distilljax.data.text.progress import Progress, show_progress
 from distilljax.data.text.store import Tokenized, TokenStore
+from distilljax.data.text.tokenizer import Tokenizer
 
 Long = Literal["split", "drop", "error"]
 
@@ -155,9 +156,14 @@ class PackedRows:
         self.endless = config.repack
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Whose tokens these are: a run checks that the student knows all of them."""
+        return self.store.tokenizer
+
+    @property
     def num_classes(self) -> int:
         """How many tokens the tokenizer has: labels are checked to be among them."""
-        return self.store.tokenizer.vocab_size
+        return self.tokenizer.vocab_size
 
     @cached_property
     def fingerprint(self) -> str:
@@ -177,11 +183,7 @@ class PackedRows:
 
     def spans(self, index: int) -> list[Span]:
         """Which pieces of which documents lie in row ``index``, in order."""
-        epoch, row = divmod(index, len(self))
-        if index < 0 or (epoch and not self.endless):
-            raise IndexError(f"row {index} of {len(self)}")
-        pieces = self.plan.pieces
-        which = self.plan.row(epoch, row)
+        pieces, which = self.plan.pieces, self._pieces(index)
         columns = (pieces.document, pieces.start, pieces.places)
         return [
             Span(*one)
@@ -190,22 +192,26 @@ class PackedRows:
 
     def __getitem__(self, index: int) -> Example:
         """Row ``index``."""
-        context = self.config.context
-        row = {
+        pieces, which = self.plan.pieces, self._pieces(index)
+        places = pieces.places[which]
+        starts = self.store.offsets[pieces.document[which]] + pieces.start[which]
+        tokens, labels, mask = shift(
+            self.store.all_tokens, self.store.all_learnt, starts, places
+        )
+        context, used = self.config.context, len(tokens)
+        row: dict[str, Any] = {
             name: np.zeros(context, np.int32)
             for name in ("tokens", "labels", "segment_ids", "positions")
         }
         row["loss_mask"] = np.zeros(context, bool)
-        at = 0
-        for segment, span in enumerate(self.spans(index), start=1):
-            stop = span.start + span.places + 1
-            tokens = self.store.tokens(span.document, span.start, stop)
-            learnt = self.store.learnt(span.document, span.start, stop)
-            where = slice(at, at + span.places)
-            row["tokens"][where], row["labels"][where], row["loss_mask"][where] = shift(
-                tokens, learnt
-            )
-            row["segment_ids"][where] = segment
-            row["positions"][where] = np.arange(span.places)
-            at += span.places
+        row["tokens"][:used], row["labels"][:used] = tokens, labels
+        row["loss_mask"][:used] = mask
+        row["segment_ids"][:used] = np.repeat(np.arange(1, len(which) + 1), places)
+        row["positions"][:used] = positions(places)
         return row
+
+    def _pieces(self, index: int) -> Int64[np.ndarray, " some"]:
+        epoch, row = divmod(index, len(self))
+        if index < 0 or (epoch and not self.endless):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.plan.row(epoch, row)

@@ -28,29 +28,51 @@ from distilljax.data.hashing import derive_key, random_bits
 
 
 def shift(
-    tokens: Int32[np.ndarray, " more"], learnt: Bool[np.ndarray, " more"]
+    tokens: Any,
+    learnt: Any,
+    starts: Int64[np.ndarray, " pieces"],
+    places: Int64[np.ndarray, " pieces"],
 ) -> tuple[
     Int32[np.ndarray, " time"], Int32[np.ndarray, " time"], Bool[np.ndarray, " time"]
 ]:
-    """From a piece of n + 1 tokens to n inputs, their labels, and the labels' mask.
+    """Pieces of texts as inputs, their labels, and the mask of the labels.
 
     The one place where labels are shifted. ``labels[t]`` is the token that follows
-    ``tokens[t]``, and the mask says whether that token, not the input, is learnt. Each
-    piece is shifted by itself, so no label comes from a neighbour in the row.
+    ``inputs[t]`` in its text, and the mask says whether that token, not the input, is
+    learnt. So the last label of a piece is the next token of its own text, and never
+    the first one of its neighbour in the row.
 
     Args:
-      tokens: A piece of a document.
-      learnt: Which of its tokens are learnt.
+      tokens: Texts in a row: integers, [all].
+      learnt: Which of them are learnt, [all]; None: all of them.
+      starts: Where each piece begins in them.
+      places: How many inputs each piece has; it reads one token more.
 
     Returns:
-      Inputs, labels, and the mask of the loss.
+      Inputs, labels and mask, piece after piece.
 
     Example:
-      >>> ids, mask = np.int32([7, 8, 9]), np.array([False, False, True])
-      >>> [x.tolist() for x in shift(ids, mask)]
-      [[7, 8], [8, 9], [False, True]]
+      >>> ids = np.array([7, 8, 9, 50, 51, 52])
+      >>> inputs, labels, mask = shift(ids, ids > 8, np.array([0, 3]), np.array([2, 2]))
+      >>> inputs.tolist(), labels.tolist()
+      ([7, 8, 50, 51], [8, 9, 51, 52])
+      >>> mask.tolist()
+      [False, True, True, True]
     """
-    return tokens[:-1], tokens[1:], learnt[1:]
+    at = np.repeat(starts, places) + positions(places)
+    mask = np.ones(len(at), bool) if learnt is None else learnt[at + 1].astype(bool)
+    return tokens[at].astype(np.int32), tokens[at + 1].astype(np.int32), mask
+
+
+def positions(places: Int64[np.ndarray, " pieces"]) -> Int64[np.ndarray, " time"]:
+    """0, 1, 2, ... in each piece.
+
+    Example:
+      >>> positions(np.array([3, 2])).tolist()
+      [0, 1, 2, 0, 1]
+    """
+    before = np.cumsum(places) - places
+    return np.arange(places.sum()) - np.repeat(before, places)
 
 
 @dataclass(frozen=True, eq=False)

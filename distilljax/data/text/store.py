@@ -183,34 +183,38 @@ class TokenStore:
         self, document: int, start: int = 0, stop: int | None = None
     ) -> Int32[np.ndarray, " tokens"]:
         """Tokens ``start`` to ``stop`` of a document."""
-        return self._tokens[self._slice(document, start, stop)].astype(np.int32)
+        return self.all_tokens[self._slice(document, start, stop)].astype(np.int32)
 
     def learnt(
         self, document: int, start: int = 0, stop: int | None = None
     ) -> Bool[np.ndarray, " tokens"]:
         """Which of these tokens are learnt: all of a text."""
         where = self._slice(document, start, stop)
-        if self._learnt is None:
+        if self.all_learnt is None:
             return np.ones(where.stop - where.start, bool)
-        return self._learnt[where].astype(bool)
+        return self.all_learnt[where].astype(bool)
 
     def _slice(self, document: int, start: int, stop: int | None) -> slice:
         first, last = self.offsets[document : document + 2].tolist()
         return slice(first + start, last if stop is None else min(first + stop, last))
 
     @cached_property
-    def _tokens(self) -> np.ndarray:
+    def all_tokens(self) -> np.ndarray:
+        """The tokens of all documents in a row, as they are stored."""
         return self._mapped("tokens.bin", self.meta["dtype"])
 
     @cached_property
-    def _learnt(self) -> np.ndarray | None:
+    def all_learnt(self) -> np.ndarray | None:
+        """Which of them are learnt, as stored; None: all of them, as of texts."""
         return self._mapped("learnt.bin", "uint8") if self.is_chat else None
 
     def _mapped(self, name: str, dtype: str) -> np.ndarray:
         count = int(self.offsets[-1])
         if count == 0:  # an empty file cannot be mapped
             return np.zeros(0, dtype)
-        return np.memmap(self.folder / name, dtype, mode="r", shape=(count,))
+        # a view: indexing what numpy calls a memmap takes several times as long
+        mapped = np.memmap(self.folder / name, dtype, mode="r", shape=(count,))
+        return mapped.view(np.ndarray)
 
     def __getstate__(self) -> dict[str, Any]:
         """Worker processes map the files themselves."""

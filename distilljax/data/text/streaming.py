@@ -123,10 +123,10 @@ class ShiftedPieces:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Piece ``index`` as inputs, labels and their mask."""
         pieces, store = self.source.plan.pieces, self.source.store
-        document, start = int(pieces.document[index]), int(pieces.start[index])
-        stop = start + int(pieces.places[index]) + 1
+        one = slice(index, index + 1)
+        starts = store.offsets[pieces.document[one]] + pieces.start[one]
         tokens, labels, mask = shift(
-            store.tokens(document, start, stop), store.learnt(document, start, stop)
+            store.all_tokens, store.all_learnt, starts, pieces.places[one]
         )
         return {"tokens": tokens, "labels": labels, "loss_mask": mask}
 

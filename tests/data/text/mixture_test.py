@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -98,6 +99,11 @@ def test_a_mixture_that_makes_no_sense_is_an_error(model, parts):
     other = packed(model, documents(5), context=32)
     with pytest.raises(ValueError, match="parts must have rows of one context"):
         Mixture(parts | {"letters": other}, WEIGHTS)
+    named = dataclasses.replace(other.text.tokenizer, eos="<|endoftext|>")
+    text = dataclasses.replace(other.text, tokenizer=named)
+    other = dataclasses.replace(other, text=text, context=64)
+    with pytest.raises(ValueError, match="parts must have one tokenizer"):
+        Mixture(parts | {"letters": other}, WEIGHTS)()
 
 
 def test_a_mixture_with_other_weights_is_another_stream(parts):

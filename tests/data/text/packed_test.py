@@ -167,6 +167,15 @@ def test_worker_processes_get_paths_and_not_the_tokens(rows):
     assert len(pickle.dumps(rows.store)) == before  # though all is mapped now
 
 
+@pytest.mark.slow
+def test_worker_processes_read_the_same_batches(rows):
+    workers = Loader(4, num_workers=2)(rows, seed=0)
+    threads = Loader(4)(rows, seed=0)
+    count = len(rows) // 4 + 3  # into the second epoch
+    found, expected = ([next(one) for _ in range(count)] for one in (workers, threads))
+    assert_same(found, expected)
+
+
 def test_an_evaluation_pads_the_mask(rows):
     batches = list(eval_batches(rows, 8))
     assert len(batches) == -(-len(rows) // 8)

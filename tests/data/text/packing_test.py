@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilljax.data.text.packing import Plan, best_fit_decreasing, cut, shift
+from distilljax.data.text.packing import (
+    Plan,
+    best_fit_decreasing,
+    cut,
+    positions,
+    shift,
+)
 
 lengths = st.lists(st.integers(2, 70), min_size=1, max_size=60).map(np.array)
 
@@ -105,8 +111,19 @@ def test_ten_million_pieces_are_packed_in_seconds():
 
 
 def test_labels_are_shifted_once_and_their_mask_with_them():
-    tokens, learnt = np.int32([3, 1, 4, 1, 5]), np.array([1, 0, 0, 1, 1], bool)
-    inputs, labels, mask = shift(tokens, learnt)
+    tokens, learnt = np.uint16([3, 1, 4, 1, 5]), np.array([1, 0, 0, 1, 1], np.uint8)
+    inputs, labels, mask = shift(tokens, learnt, np.array([0]), np.array([4]))
     assert inputs.tolist() == [3, 1, 4, 1]
     assert labels.tolist() == [1, 4, 1, 5]
     assert mask.tolist() == [False, False, True, True]
+    assert (inputs.dtype, labels.dtype, mask.dtype) == (np.int32, np.int32, bool)
+
+
+def test_a_piece_knows_nothing_of_the_one_before_it():
+    tokens = np.arange(100)
+    starts, places = np.array([90, 10, 0]), np.array([2, 3, 1])
+    inputs, labels, mask = shift(tokens, None, starts, places)
+    assert inputs.tolist() == [90, 91, 10, 11, 12, 0]
+    assert labels.tolist() == [91, 92, 11, 12, 13, 1]
+    assert mask.all()
+    assert positions(places).tolist() == [0, 1, 0, 1, 2, 0]
