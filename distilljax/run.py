@@ -17,6 +17,7 @@ from distilljax._checks import fail
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config
 from distilljax.data import Arrays, check_signal
+from distilljax.data.text import check_vocabulary
 from distilljax.losses import SampledLogits, SparseLogits
 from distilljax.metrics import (
     NonFiniteError,
@@ -149,6 +150,9 @@ class Run:
 
         Transforms may make other labels: those are checked where they are read.
         """
+        tokenizer = getattr(source, "tokenizer", None)
+        if tokenizer is not None and self.num_classes is not None:
+            check_vocabulary(tokenizer, self.num_classes)
         highest = (getattr(source, "num_classes", None) or 0) - 1
         if isinstance(source, Arrays) and source.labels is not None:
             highest = int(source.labels.max())

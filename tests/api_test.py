@@ -24,6 +24,7 @@ MODULES = [
     "distilljax.students",
     "distilljax.models",
     "distilljax.data",
+    "distilljax.data.text",
     "distilljax.optimizers",
     "distilljax.sharding",
     "distilljax.evaluation",

@@ -68,8 +68,10 @@ HEAVY = {
     "rich": {"cli", "metrics"},
     "tensorboardX": {"metrics"},
     "matplotlib": {"evaluation.plots", "evaluation.plot_layout", "evaluation.report"},
-    "jinja2": {"evaluation.report"},
+    "jinja2": {"evaluation.report", "data.text"},
     "tokenizers": {"models.pretrained", "data.text"},
+    "sentencepiece": {"data.text"},
+    "pyarrow": {"data.text"},
     "safetensors": {"models.pretrained"},
 }
 

@@ -38,26 +38,36 @@ class Planned:
 # --- the verb's own flags -------------------------------------------------------------
 
 
-def make_parser(verb: str, description: str) -> ArgumentParser:
-    """A parser for what is not a field of the config; those are left to `override`."""
+def make_parser(verb: str, description: str, *, workdir: bool = True) -> ArgumentParser:
+    """A parser for what is not a field of the config; those are left to `override`.
+
+    Args:
+      verb: Of which command.
+      description: What it does.
+      workdir: False for a command that has no run.
+    """
+    where = "--workdir W " if workdir else ""
     parser = ArgumentParser(
         prog=f"distilljax {verb}",
-        usage=f"distilljax {verb} CONFIG --workdir W [options] [--dotted.key=value]...",
+        usage=f"distilljax {verb} CONFIG {where}[options] [--dotted.key=value]...",
         description=description,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="Python file of the config")
-    parser.add_argument(
-        "--workdir", required=True, metavar="W", help="folder of the run"
-    )
+    if workdir:
+        parser.add_argument(
+            "--workdir", required=True, metavar="W", help="folder of the run"
+        )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="seed of a single run (default: 0)"
     )
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and the config's fields"
     )
+    if not workdir:
+        return parser
     several = parser.add_argument_group("several processes (TPU slices, GPU nodes)")
     several.add_argument(
         "--multihost",

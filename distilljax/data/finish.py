@@ -53,6 +53,9 @@ class Finish:
         two_views = self.augment is not None and self.teacher_view != "same"
         made = ("index", "teacher_inputs") if two_views else ("index",)
         check_reserved("Loader", rows, made)
+        if "inputs" not in rows:
+            self._check_tokens()
+            return {**rows, "index": index}
         clean = scaled(rows["inputs"], self.scale)
         batch = {**rows, "inputs": clean, "index": index}
         if self.augment is not None:
@@ -68,6 +71,16 @@ class Finish:
             for name in ("inputs", "teacher_inputs") if two_views else ("inputs",):
                 batch[name] = batch[name].reshape(len(index), -1)
         return batch
+
+    def _check_tokens(self) -> None:
+        if self.scale != 1.0 or self.augment is not None or self.flatten:
+            fail(
+                "Loader",
+                "scale, augment and flatten",
+                "be left out where examples have tokens and no inputs",
+                f"{self.scale}, {self.augment} and {self.flatten}",
+                "They are for images and other numbers.",
+            )
 
     def _view(
         self,

@@ -45,7 +45,8 @@ def eval_batches(
     Returns:
       An iterator of dicts of local NumPy arrays: ``inputs`` float32, ``labels`` int32,
       ``loss_mask`` bool, ``index`` int64, and the other keys of the examples as they
-      are stored.
+      are stored. Examples of tokens may have a ``loss_mask`` of their own, which is
+      then padded.
 
     Example:
       >>> from distilljax.data.sources import Arrays
@@ -76,13 +77,16 @@ def _one_pass(
         # A process without a row of the last batch still needs the shape of one.
         real = index[mask] if mask.any() else np.zeros(1, np.int64)
         rows = read_rows(source, real)
-        check_reserved("eval_batches", rows, ("index", "loss_mask"))
+        made = ("index", "loss_mask") if "inputs" in rows else ("index",)
+        check_reserved("eval_batches", rows, made)
         check_examples("eval_batches", rows, num_classes_of(source), real)
-        rows["inputs"] = scaled(rows["inputs"], scale)
+        if "inputs" in rows:
+            rows["inputs"] = scaled(rows["inputs"], scale)
         batch = {name: _padded(array, mask) for name, array in rows.items()}
-        if flatten:
+        if flatten and "inputs" in batch:
             batch["inputs"] = batch["inputs"].reshape(shard.rows, -1)
-        yield {**batch, "loss_mask": mask, "index": np.where(mask, index, -1)}
+        # the mask of tokens is padded with False already
+        yield {"loss_mask": mask, **batch, "index": np.where(mask, index, -1)}
 
 
 def _padded(

@@ -18,7 +18,9 @@ class Order:
     """Maps positions in an endless stream to positions in a source.
 
     Position p belongs to epoch p // num_examples. Each epoch visits every example once,
-    in an order of its own that depends on (seed, epoch) alone.
+    in an order of its own that depends on (seed, epoch) alone. With ``endless=True``
+    the examples of epoch e are numbered from e num_examples on, for a source that has
+    other examples in each epoch.
 
     Why not ``grain.MapDataset.shuffle``: it walks a cipher of at least 16 bits until
     the index falls inside the source, about 2^16 steps for an epoch however small the
@@ -36,14 +38,24 @@ class Order:
       [2, 3, 0, 1]
     """
 
-    def __init__(self, num_examples: int, *, seed: int, shuffle: bool):
+    def __init__(
+        self, num_examples: int, *, seed: int, shuffle: bool, endless: bool = False
+    ):
         self._num_examples = num_examples
         self._seed = seed
         self._shuffle = shuffle
+        self._endless = endless
         self._tables: dict[int, Int64[np.ndarray, " examples"]] = {}
 
     def indices(self, start: int, count: int) -> Int64[np.ndarray, " count"]:
         """The positions in the source at stream positions [start, start + count)."""
+        within = self._within_epochs(start, count)
+        if self._endless:
+            positions = np.arange(start, start + count)
+            return within + positions // self._num_examples * self._num_examples
+        return within
+
+    def _within_epochs(self, start: int, count: int) -> Int64[np.ndarray, " count"]:
         if not self._shuffle:
             return np.arange(start, start + count) % self._num_examples
         if self._num_examples > LARGEST_TABLE:

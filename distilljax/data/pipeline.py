@@ -7,11 +7,13 @@ position of its first example, which is the whole state of the iterator::
 
     {"next_example": 7200, "seed": 0, "num_examples": 1200}
 
-The state does not know how many processes, threads or prefetched batches there are: it
-can be saved by one process and restored in eight, and the next global batch is the same
-array, rows in the same order. (``grain.experimental.ElasticIterator`` has such a state
-as well, but deals its rows like cards. With another number of processes the global
-array is then permuted, and dropout noise and microbatches go to other examples.)
+A source that has a ``fingerprint`` is in the state as well (``source``), so that other
+data is refused. The state does not know how many processes, threads or prefetched
+batches there are: it can be saved by one process and restored in eight, and the next
+global batch is the same array, rows in the same order.
+(``grain.experimental.ElasticIterator`` has such a state as well, but deals its rows
+like cards. With another number of processes the global array is then permuted, and
+dropout noise and microbatches go to other examples.)
 
 Two readers with this one contract, equal bit for bit: sources in memory are gathered a
 whole batch at a time, and everything else is read by Grain, ahead, in threads.
@@ -19,6 +21,7 @@ whole batch at a time, and everything else is read by Grain, ahead, in threads.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -67,7 +70,8 @@ class Loader:
     ``labels`` int32 [batch] where the source has labels, ``index`` int64 [batch]
     (positions in the source, so that an error or a cache can name examples), and
     ``teacher_inputs`` where the teacher has a view of its own. Every other key of the
-    examples is in the batch as it is stored, neither scaled nor augmented.
+    examples is in the batch as it is stored, neither scaled nor augmented. Examples may
+    have ``tokens`` in place of inputs, and then labels of [batch, time].
 
     Attributes:
       batch_size: Examples in a batch, over all processes.
@@ -130,7 +134,8 @@ class Loader:
         in_memory = self.in_memory
         if in_memory is None:
             in_memory = not self.transforms and _fits_in_memory(source)
-        order = Order(len(source), seed=seed, shuffle=self.shuffle)
+        endless = getattr(source, "endless", False)
+        order = Order(len(source), seed=seed, shuffle=self.shuffle, endless=endless)
         finish = Finish(self.scale, self.augment, self.teacher_view, self.flatten, seed)
         shard = Shard(self.batch_size, process_index, process_count)
         if in_memory:
@@ -144,7 +149,7 @@ class Loader:
                 prefetch=self.prefetch,
                 num_workers=self.num_workers,
             )
-        return Batches(read, self.batch_size, seed, len(source))
+        return Batches(read, self.batch_size, _stream(source, seed))
 
     def eval_batches(
         self,
@@ -239,12 +244,11 @@ class Batches:
         self,
         read: Callable[[int], Batch],
         batch_size: int,
-        seed: int,
-        num_examples: int,
+        stream: dict[str, int],
     ):
         self._read = read
         self._batch_size = batch_size
-        self._stream = {"seed": seed, "num_examples": num_examples}
+        self._stream = stream
         self._next_example = 0
 
     def __iter__(self) -> Batches:
@@ -293,8 +297,21 @@ class Batches:
         self._next_example = int(state["next_example"])
 
 
+def _stream(source: Source, seed: int) -> dict[str, int]:
+    """What a stream is told by, beside its position."""
+    stream = {"seed": seed, "num_examples": len(source)}
+    fingerprint = getattr(source, "fingerprint", None)
+    if fingerprint is not None:
+        digest = hashlib.blake2b(str(fingerprint).encode(), digest_size=6)
+        stream["source"] = int.from_bytes(digest.digest(), "little")
+    return stream
+
+
 def _fits_in_memory(source: Source, limit_bytes: int = 2**30) -> bool:
     if isinstance(source, Arrays):
         return True
-    stored = sum(np.asarray(value).nbytes for value in source[0].values())
+    example = source[0]
+    if "inputs" not in example:
+        return False  # tokens are read from where they are
+    stored = sum(np.asarray(value).nbytes for value in example.values())
     return stored * len(source) <= limit_bytes

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Int32, Shaped
 
 from distilljax._checks import fail
 
 Example = dict[str, Any]
-# ``inputs``, ``labels`` where there are labels, and every other key of the examples.
+# ``inputs`` or ``tokens``, ``labels`` where there are labels, and all other keys.
 Rows = dict[str, np.ndarray]
 
 
@@ -20,7 +20,8 @@ def stack_examples(
 ) -> Rows:
     """Examples as rows of arrays; ``indices`` name them if they do not fit.
 
-    Numerics: labels become int32; everything else keeps its dtype.
+    Numerics: labels become int32, one or an array of them for each example; everything
+    else keeps its dtype.
 
     Args:
       examples: At least one.
@@ -33,11 +34,11 @@ def stack_examples(
       ((2, 3), [0.5, 2.0])
     """
     keys = set(examples[0])
-    if "inputs" not in keys:
+    if not keys & {"inputs", "tokens"}:
         fail(
             "Loader",
             "examples",
-            "have inputs",
+            "have inputs, or the tokens of a text",
             f"the keys {sorted(keys)} at example {indices[0]}",
             'Return {"inputs": array} from the source, and labels where there are any.',
         )
@@ -50,15 +51,35 @@ def stack_examples(
                 f"{sorted(example)} at example {i}",
                 "Leave the key out of all, or give all of them one.",
             )
-    rows = {"inputs": _stacked("inputs", examples, indices)}
+    rows: Rows = {}
+    if "inputs" in keys:
+        rows["inputs"] = _stacked("inputs", examples, indices)
     if "labels" in keys:
-        labels = [int(example["labels"]) for example in examples]
-        rows["labels"] = np.array(labels, np.int32)
+        rows["labels"] = _labels(examples, indices)
     for name in examples[0]:
         if name not in rows:
             rows[name] = _stacked(name, examples, indices)
             check_numbers("Loader", name, rows[name])
     return rows
+
+
+def _labels(
+    examples: Sequence[Example], indices: Int[np.ndarray, " rows"]
+) -> Int32[np.ndarray, "rows *time"]:
+    """A class for each example, or one for each of its tokens."""
+    if np.ndim(examples[0]["labels"]) == 0:
+        return np.array([int(example["labels"]) for example in examples], np.int32)
+    labels = _stacked("labels", examples, indices)
+    if labels.dtype.kind not in "iu":
+        fail(
+            "Loader",
+            "labels",
+            "be integers",
+            labels.dtype,
+            "Pass class indices, not probabilities.",
+            TypeError,
+        )
+    return labels.astype(np.int32)
 
 
 def _stacked(
@@ -90,6 +111,14 @@ def concatenated(parts: Sequence[Rows]) -> Rows:
     def kind(part: Rows) -> dict[str, str]:
         return {name: f"{x.shape[1:]} {x.dtype}" for name, x in part.items()}
 
+    if "inputs" not in parts[0]:
+        fail(
+            "load_in_memory",
+            "examples",
+            "have inputs",
+            f"the keys {sorted(parts[0])}",
+            "Tokens are read from where they are: leave in_memory out.",
+        )
     start = 0
     for part in parts:
         if kind(part) != kind(parts[0]):
@@ -132,6 +161,8 @@ def check_examples(
 ) -> None:
     """Inputs are finite and labels lie in [0, num_classes); names the first example.
 
+    Where an example has an array of labels, each of them is checked, masked or not.
+
     Args:
       function: Who asks, for the message.
       rows: The examples; labels are checked where there are labels.
@@ -141,20 +172,21 @@ def check_examples(
     Example:
       >>> check_examples("Loader", {"inputs": np.zeros((2, 3))}, None)
     """
-    inputs, labels = rows["inputs"], rows.get("labels")
+    inputs, labels = rows.get("inputs"), rows.get("labels")
     if labels is not None:
         high = np.iinfo(np.int32).max if num_classes is None else num_classes
-        bad = np.flatnonzero((labels < 0) | (labels >= high))
-        if len(bad):
-            at = bad[0] if index is None else index[bad[0]]
+        wrong = (labels < 0) | (labels >= high)
+        if wrong.any():
+            first = tuple(np.argwhere(wrong)[0].tolist())
+            at = first[0] if index is None else index[first[0]]
             fail(
                 function,
                 "labels",
                 f"lie in [0, {high})",
-                f"{labels[bad[0]]} at example {at} ({len(bad)} such labels)",
+                f"{labels[first]} at example {at} ({wrong.sum()} such labels)",
                 "Check num_classes, or leave these examples out.",
             )
-    if inputs.dtype == np.uint8:
+    if inputs is None or inputs.dtype == np.uint8:
         return
     finite = np.isfinite(inputs).all(axis=tuple(range(1, inputs.ndim)))
     bad = np.flatnonzero(~finite)

@@ -54,23 +54,10 @@ class Tfds:
 
     def __call__(self) -> Source:
         """Open the data set; examples are read when they are asked for."""
-        builder = self._prepared()
-        features = builder.info.features
-        for name in (self.inputs, self.labels):
-            if name not in features:
-                fail(
-                    "Tfds",
-                    "inputs and labels",
-                    f"be features of {self.name}, {sorted(features)}",
-                    repr(name),
-                    'For text classification, for example, inputs="text".',
-                )
-        label = features[self.labels]
+        builder, records = self.records("Tfds", (self.inputs, self.labels))
+        label = builder.info.features[self.labels]
         num_classes = getattr(label, "num_classes", None)
         names = getattr(label, "names", None) or ()
-        records = builder.as_data_source(self._checked_split(builder))
-        if _is_mocked(builder):
-            records = OneByOne(records)
         return Records(
             records,
             partial(_example, inputs=self.inputs, labels=self.labels),
@@ -78,6 +65,27 @@ class Tfds:
             tuple(names),
             partial(self._read_labels, builder),
         )
+
+    def records(self, function: str, fields: tuple[str, ...]) -> tuple[Any, Any]:
+        """The builder, and random access to records that have ``fields``.
+
+        Args:
+          function: Who asks, for messages.
+          fields: Features that every record must have.
+        """
+        builder = self._prepared()
+        features = builder.info.features
+        for name in fields:
+            if name not in features:
+                fail(
+                    function,
+                    "inputs, labels and field",
+                    f"be features of {self.name}, {sorted(features)}",
+                    repr(name),
+                    'For text classification, for example, inputs="text".',
+                )
+        records = builder.as_data_source(self._checked_split(builder))
+        return builder, OneByOne(records) if _is_mocked(builder) else records
 
     def _prepared(self) -> Any:
         """A builder whose data is there; of many processes, one prepares it."""

@@ -82,7 +82,7 @@ def test_the_first_test_run_installs_with_the_pins_of_its_python(
     assert done.returncode == 0, done.stderr
     (install,) = project.installs()
     assert install[-4:] == [
-        "-c", f"constraints/{pins}.txt", "-e", ".[train,report,test]",
+        "-c", f"constraints/{pins}.txt", "-e", ".[train,report,text,test]",
     ]  # fmt: skip
     assert pytest_runs(project) == 1
 
@@ -188,7 +188,7 @@ def test_every_requirement_is_pinned(pins):
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [
-        line for extra in ("train", "report", "test") for line in extras[extra]
+        line for extra in ("train", "report", "text", "test") for line in extras[extra]
     ]
     names = {plain(re.split(r"[\[<>=;! ]", line)[0]) for line in wanted}
     assert names <= pinned, f"run `make constraints`: {names - pinned} are not pinned"
