@@ -27,10 +27,10 @@ BLOCK = 256
 
 def dot_product_attention(
     query: Float[Array, "batch time heads head_dim"],
-    key: Float[Array, "batch time kv_heads head_dim"],
-    value: Float[Array, "batch time kv_heads head_dim"],
+    key: Float[Array, "..."],
+    value: Float[Array, "..."],
     *,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "..."] | None = None,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
@@ -86,10 +86,10 @@ def dot_product_attention(
 
 def blocked_attention(
     query: Float[Array, "batch time heads head_dim"],
-    key: Float[Array, "batch time kv_heads head_dim"],
-    value: Float[Array, "batch time kv_heads head_dim"],
+    key: Float[Array, "..."],
+    value: Float[Array, "..."],
     *,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "..."] | None = None,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
@@ -139,10 +139,10 @@ def blocked_attention(
 
 def cudnn_attention(
     query: Float[Array, "batch time heads head_dim"],
-    key: Float[Array, "batch time kv_heads head_dim"],
-    value: Float[Array, "batch time kv_heads head_dim"],
+    key: Float[Array, "..."],
+    value: Float[Array, "..."],
     *,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "..."] | None = None,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
@@ -198,10 +198,10 @@ def cudnn_attention(
 
 def splash_attention(
     query: Float[Array, "batch time heads head_dim"],
-    key: Float[Array, "batch time kv_heads head_dim"],
-    value: Float[Array, "batch time kv_heads head_dim"],
+    key: Float[Array, "..."],
+    value: Float[Array, "..."],
     *,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "..."] | None = None,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,

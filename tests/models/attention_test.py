@@ -47,7 +47,7 @@ def inputs(time=40, heads=4, kv_heads=2, head_dim=8, batch=2, dtype=jnp.float32)
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(batch, time, n, head_dim) for n in (heads, kv_heads, kv_heads, heads)]
     return [
-        2 * jax.random.normal(k, shape, dtype)
+        jax.random.normal(k, shape, dtype)
         for k, shape in zip(keys, shapes, strict=True)
     ]
 

@@ -33,6 +33,7 @@ CONFIG = DecoderConfig(
     qk_norm=True,
     post_norm=True,
     tied=False,
+    attention=blocked_attention,
 )
 TOKENS = jax.random.randint(jax.random.key(1), (4, 12), 0, 64)
 
@@ -96,12 +97,12 @@ def test_remat_changes_no_gradient(scan, policy):
 
 
 def test_remat_keeps_less():
-    _graphdef, state = nnx.split(replace(CONFIG, scan=True)(nnx.Rngs(0)))
+    """Of each further layer, only what goes into it."""
     tokens = jnp.zeros((8, 256), jnp.int32)
 
-    def temp_bytes(remat):
-        config = replace(CONFIG, scan=True, remat=remat)
-        graphdef = nnx.split(nnx.eval_shape(lambda: config(nnx.Rngs(0))))[0]
+    def temp_bytes(remat, num_layers):
+        config = replace(CONFIG, scan=True, remat=remat, num_layers=num_layers)
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: config(nnx.Rngs(0))))
 
         def loss(state):
             return jnp.sum(nnx.merge(graphdef, state)(tokens).logits.hidden)
@@ -109,8 +110,13 @@ def test_remat_keeps_less():
         compiled = jax.jit(jax.grad(loss)).lower(state).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
+    def of_a_layer(remat):
+        return (temp_bytes(remat, 8) - temp_bytes(remat, 4)) / 4
+
     policy = jax.checkpoint_policies.nothing_saveable
-    assert temp_bytes(policy) < 0.6 * temp_bytes(None)
+    residual = 8 * 256 * CONFIG.width * 4
+    assert of_a_layer(policy) < 1.5 * residual
+    assert of_a_layer(None) > 6 * residual
 
 
 @pytest.mark.parametrize("scan", [False, True])
