@@ -133,13 +133,9 @@ class DecoderConfig:
             if getattr(self, field) is not None:
                 check_positive(name, field, getattr(self, field), "Or use None.")
         if self.num_heads % self.num_kv_heads:
-            fail(
-                name,
-                "num_heads",
-                f"be a multiple of num_kv_heads, {self.num_kv_heads}",
-                self.num_heads,
-                "Equally many heads share each head of keys and values.",
-            )
+            rule = f"be a multiple of num_kv_heads, {self.num_kv_heads}"
+            why = "Equally many heads share each head of keys and values."
+            fail(name, "num_heads", rule, self.num_heads, why)
         if self.head_dim % 2:
             rule = "be even"
             fail(name, "head_dim", rule, self.head_dim, "Its halves turn as pairs.")
@@ -163,6 +159,15 @@ class Decoder(nnx.Module):
 
     Layers are `layers/0`, `layers/1`, ...; with `scan` their arrays are stacked in
     `layers`, and features of them are still asked for by number.
+
+    Example:
+      >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=3, num_heads=4,
+      ...                        num_kv_heads=2, head_dim=8, ffn_width=48, scan=True)
+      >>> model = Decoder(config, nnx.Rngs(0))
+      >>> model.layers.mlp.up.kernel.shape
+      (3, 32, 48)
+      >>> model(jnp.zeros((1, 5), int)).logits.hidden.shape
+      (1, 5, 32)
     """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
@@ -179,9 +184,8 @@ class Decoder(nnx.Module):
             make = nnx.vmap(lambda rngs: Layer(config, rngs), in_axes=0, out_axes=0)
             self.layers = make(rngs.split(config.num_layers))
         else:
-            self.layers = nnx.List(
-                Layer(config, rngs) for _ in range(config.num_layers)
-            )
+            layers = (Layer(config, rngs) for _ in range(config.num_layers))
+            self.layers = nnx.List(layers)
         self.final_norm = RMSNorm(config.width, config, rngs)
         shape = (config.width, config.vocab_size)
         self.head = None if config.tied else _linear(config, *shape, False, rngs)
@@ -199,9 +203,6 @@ class Decoder(nnx.Module):
           positions_bt: Of each token in its document; None counts from 0 in each row.
           segment_ids_bt: Number of its document; a token sees those of its own number
             alone. Padding is a document too, of a number of its own. None: one a row.
-
-        Returns:
-          `Outputs` whose logits are a `losses.LinearHead`.
         """
         config = self.config
         embedding_vd = self.embed.embedding[...]
@@ -363,10 +364,9 @@ class RMSNorm(nnx.Module):
 
 
 def _here(module: Any) -> Any:
-    """A module that the transformations of NNX take where it is used.
+    """A module that NNX transforms take; they refuse one that `jax.jit` closes over.
 
-    They refuse one that a compiled function closes over. Where features are captured
-    they are noted in the module itself, which then must be the one that is used.
+    Where features are captured, they are noted in the module itself.
     """
     if hasattr(module, "__captures__"):
         return module
