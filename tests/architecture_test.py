@@ -42,6 +42,7 @@ LAYERS = [
 SIBLINGS = {
     ("config", "optimizers"): "a config's default optimizer is a real one",
     ("config", "sharding"): "a config holds the rules by which parameters are placed",
+    ("models", "sharding"): "a model says how its parameters lie on a mesh",
     ("objectives", "students"): "an objective over features owns its projections",
     ("train", "run"): "the loop is the order in which the parts of a run act",
     ("train", "programs"): "the loop shares the programs of several runs",
@@ -73,6 +74,8 @@ HEAVY = {
     "sentencepiece": {"data.text"},
     "pyarrow": {"data.text"},
     "safetensors": {"models.pretrained"},
+    "gguf": {"models.pretrained"},
+    "huggingface_hub": {"models.pretrained"},
 }
 
 MAX_FILE_LINES = 400

@@ -1,4 +1,14 @@
 """Models to start from, one file each. Any other NNX module works as well."""
 
+from .attention import blocked_attention as blocked_attention
+from .attention import cudnn_attention as cudnn_attention
+from .attention import dot_product_attention as dot_product_attention
+from .attention import splash_attention as splash_attention
 from .convnet import ConvNet as ConvNet
+from .decoder import DECODER_RULES as DECODER_RULES
+from .decoder import Decoder as Decoder
+from .decoder import DecoderConfig as DecoderConfig
 from .mlp import MLP as MLP
+from .pretrained import load_pretrained as load_pretrained
+from .pretrained import save_pretrained as save_pretrained
+from .rope import Rope as Rope

@@ -1,0 +1,183 @@
+"""Pretrained models in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from distilljax._checks import check_type, fail
+from distilljax.models.decoder import DECODER_RULES, Decoder, DecoderConfig
+from distilljax.models.pretrained import _gguf, _hub, _safetensors
+from distilljax.models.pretrained._convert import fill, tensors_of
+from distilljax.models.pretrained._families import config_json, decoder_config
+from distilljax.models.pretrained._tables import decoder_table
+
+CONFIG = "config.json"
+OPTIONS = ("scan", "remat", "attention", "compute_dtype")
+
+
+def load_pretrained(
+    path_or_id: str | Path,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> nnx.Module:
+    """A model with the weights of files: Hugging Face directories, and GGUF files.
+
+    Each process reads the pieces that its own devices hold, and casts them on the way:
+    no array is ever whole on a host unless a device has it whole.
+
+    Args:
+      path_or_id: A directory with config.json and one or many safetensors files; a
+        GGUF file (F32, F16, Q8_0, Q4_0, Q4_1); or the name of a model on the hub,
+        "owner/name", which is fetched if `huggingface_hub` is installed.
+      dtype: Type of the parameters; None is that of the file (GGUF: float32).
+      mesh: Where to put them, by `DECODER_RULES`; None is one device.
+      **options: Fields of `DecoderConfig` that say how it is run: `scan`, `remat`,
+        `attention`, `compute_dtype`.
+
+    Returns:
+      The module, called as a `Decoder`.
+
+    Example:
+      >>> import tempfile
+      >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=2, num_heads=4,
+      ...                        num_kv_heads=2, head_dim=8, ffn_width=48)
+      >>> with tempfile.TemporaryDirectory() as path:
+      ...     save_pretrained(config(nnx.Rngs(0)), path)
+      ...     model = load_pretrained(path, dtype=jnp.bfloat16, scan=True)
+      >>> model.config.num_layers, model.layers.mlp.gate.kernel.shape
+      (2, (2, 32, 48))
+    """
+    path = Path(path_or_id)
+    if not path.exists():
+        path = _hub.fetch(str(path_or_id))
+    if path.is_dir() and not (path / CONFIG).exists():
+        path = _only_gguf(path)
+    if path.is_dir():
+        where = path / CONFIG
+        config = decoder_config(_json(where), str(where))
+        source, table = _safetensors.SafetensorsSource(path), decoder_table(config)
+    else:
+        source = _gguf.GgufSource(path)
+        config, table = source.config(), source.table()
+    config = _with_options(config, options)
+    kinds = [kind for _, kind in source.tensors().values()]
+    config = dataclasses.replace(config, param_dtype=jnp.dtype(dtype or kinds[0]))
+    model = nnx.eval_shape(lambda: config(nnx.Rngs(0)))
+    fill(model, source, table, rules=DECODER_RULES, mesh=mesh, dtype=dtype)
+    return model
+
+
+def save_pretrained(
+    model: nnx.Module,
+    path: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    max_file_bytes: int = 4 * 2**30,
+) -> None:
+    """Write a decoder as a directory that `transformers` and `load_pretrained` load.
+
+    The family is the first one that can say what the decoder is: a Llama if it can be
+    one. Tensors are fetched one after another; at most one file is held in memory.
+
+    Args:
+      model: A `Decoder`.
+      path: The directory, which is made; one that has a config.json is refused.
+      config: Further entries of config.json, such as `eos_token_id`.
+      max_file_bytes: Size of a file, at most, unless one tensor is larger.
+
+    Example:
+      >>> import os, tempfile
+      >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=2, num_heads=4,
+      ...                        num_kv_heads=2, head_dim=8, ffn_width=48, qk_norm=True)
+      >>> with tempfile.TemporaryDirectory() as path:
+      ...     save_pretrained(config(nnx.Rngs(0)), path)
+      ...     sorted(os.listdir(path)), _json(Path(path) / "config.json")["model_type"]
+      (['config.json', 'model.safetensors'], 'qwen3')
+    """
+    check_type("save_pretrained", "model", model, Decoder, "Merge adapters into it.")
+    assert isinstance(model, Decoder)
+    directory = Path(path)
+    if (directory / CONFIG).exists():
+        fail(
+            "save_pretrained",
+            "path",
+            "be a directory without a model",
+            f"{directory}, which has a {CONFIG}",
+            "Remove it, or write elsewhere.",
+        )
+    written = config_json(model.config)
+    embedding = model.embed.embedding[...]
+    # the older name, which every version reads
+    written["torch_dtype"] = str(embedding.dtype)
+    tensors = _fetched(model)
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        _safetensors.write(directory, tensors, max_file_bytes)
+        text = json.dumps({**written, **(config or {})}, indent=2)
+        # last, so that a directory with a config is whole
+        (directory / CONFIG).write_text(text + "\n")
+    else:
+        for _ in tensors:  # every process takes part in fetching
+            pass
+
+
+def _fetched(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of each tensor of a file, one at a time."""
+    for name, array, transform in tensors_of(model, decoder_table(model.config)):
+        if not array.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            array = multihost_utils.process_allgather(array, tiled=True)
+        yield name, np.ascontiguousarray(transform.back(np.asarray(array)))
+
+
+def _with_options(config: DecoderConfig, options: Mapping[str, Any]) -> DecoderConfig:
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        fail(
+            "load_pretrained",
+            "options",
+            f"be among {', '.join(OPTIONS)}",
+            ", ".join(unknown),
+            "What the model is, its files say.",
+            TypeError,
+        )
+    return dataclasses.replace(config, **options)
+
+
+def _only_gguf(directory: Path) -> Path:
+    """The GGUF file of a directory without a config.json."""
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) != 1:
+        fail(
+            "load_pretrained",
+            "path_or_id",
+            f"be a directory with a {CONFIG}, or with one GGUF file",
+            f"{directory} with {', '.join(f.name for f in files) or 'neither'}",
+            "Give the path of the GGUF file itself, or fetch what is missing.",
+        )
+    return files[0]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        fail(
+            "load_pretrained",
+            str(path),
+            "be JSON",
+            str(error),
+            "It may have been cut short: fetch it again.",
+        )
