@@ -391,5 +391,8 @@ def resumable(path: str) -> bool:
     Example:
       >>> resumable("steps"), resumable("teacher.workdir"), resumable("loader.scale")
       (True, True, False)
+      >>> resumable("data.text.cache_dir")    # what lies there has a fingerprint
+      True
     """
-    return path in RESUMABLE or path.split(".")[0] in RESUMABLE
+    parts = path.split(".")
+    return path in RESUMABLE or parts[0] in RESUMABLE or parts[-1] == "cache_dir"

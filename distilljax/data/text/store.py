@@ -210,6 +210,15 @@ class TokenStore:
 
     def _mapped(self, name: str, dtype: str) -> np.ndarray:
         count = int(self.offsets[-1])
+        stored = (self.folder / name).stat().st_size
+        if stored != count * np.dtype(dtype).itemsize:
+            fail(
+                "Tokenized",
+                str(self.folder / name),
+                f"have {count * np.dtype(dtype).itemsize} bytes",
+                stored,
+                "It is damaged: remove the folder, and it is made again.",
+            )
         if count == 0:  # an empty file cannot be mapped
             return np.zeros(0, dtype)
         # a view: indexing what numpy calls a memmap takes several times as long

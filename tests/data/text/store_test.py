@@ -169,6 +169,14 @@ def test_a_cache_that_cannot_be_written_is_named(text, tmp_path):
         text()
 
 
+def test_a_store_that_was_cut_short_is_named(text):
+    store = text()
+    path = store.folder / "tokens.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"tokens\.bin must have \d+ bytes, got"):
+        text().tokens(0)
+
+
 def test_a_token_is_learnt_if_it_begins_in_the_span():
     starts = np.array([0, 2, 4, 6, 8], np.int32)
     assert learnt(starts, ((2, 5), (8, 9))).tolist() == [0, 1, 1, 0, 1]
