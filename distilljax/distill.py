@@ -280,7 +280,8 @@ class DistillStep:
 
     def load_objective_state(self, state: PyTree) -> None:
         """Go on from a saved `objective_state`, in a loop that updates in place."""
-        self._in_place.objective_state = jax.tree.map(jnp.copy, state)
+        like = self._in_place.objective_state
+        self._in_place.objective_state = _objective.loaded_state(state, like)
 
     def _require(self, value: Any, name: str) -> Any:
         if value is None:
