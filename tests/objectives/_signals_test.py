@@ -202,9 +202,8 @@ class Speaker(nnx.Module):
         return Outputs(losses.LinearHead(hidden, self.embed.embedding[...].T))
 
 
-@pytest.mark.parametrize("mesh", [None, (4, 2)], ids=["one", "mesh"])
-def test_teachers_with_heads_in_the_step(mesh):
-    """With the state of TAID, microbatches, and what is logged of several teachers."""
+def test_teachers_with_heads_in_the_step():
+    """With microbatches, on a mesh, with the state of TAID and all that is logged."""
     objective = Sum(
         {
             "taid": MultiTeacher(TAID(num_steps=5), MeanOfLogits()),
@@ -215,7 +214,7 @@ def test_teachers_with_heads_in_the_step(mesh):
     tokens = jnp.arange(64).reshape(16, 4) % CLASSES
     batch = {"inputs": tokens, "loss_mask": tokens != 3}
     found = []
-    for accumulate in (1, 2):
+    for shape, accumulate in (((1, 1), 1), ((1, 1), 2), ((4, 2), 1)):
         student = Speaker(4, 0)
         step = make_distill_step(
             objective,
@@ -225,18 +224,13 @@ def test_teachers_with_heads_in_the_step(mesh):
             accumulate=accumulate,
             ema_decay=0.5,
         )
-        shape = (1, 1) if mesh is None else mesh
-        devices = jax.make_mesh(
-            shape,
-            ("data", "fsdp"),
-            axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        )
-        with jax.set_mesh(devices):
+        kinds = (jax.sharding.AxisType.Auto,) * 2
+        with jax.set_mesh(jax.make_mesh(shape, ("data", "fsdp"), axis_types=kinds)):
             state = step.init(student)
             for _ in range(2):
                 state, metrics = step.pure(state, step.teacher_state, batch)
         found.append({name: float(mean.value) for name, mean in metrics.items()})
     assert {"taid/taid", "soft/kd", "own/kd", "kl", "agreement"} <= set(found[0])
-    assert all(np.isfinite(value) for value in found[0].values())
     for name, value in found[0].items():
-        np.testing.assert_allclose(found[1][name], value, rtol=1e-4, err_msg=name)
+        for other in found[1:]:
+            np.testing.assert_allclose(other[name], value, rtol=1e-4, err_msg=name)
