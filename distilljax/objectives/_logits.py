@@ -112,7 +112,7 @@ class LogitKD:
         if "labels" in self._options():
             remedy = "The divergence needs them, whatever ce_weight is."
             own["labels"] = labels_of("LogitKD", batch, remedy)
-        elif isinstance(z, losses.LinearHead):
+        if isinstance(z, losses.LinearHead) and not (own and self.standardize):
             return {"logit_kd": self._fused(z, v, temperature, batch)}
         z, v = (real_classes("LogitKD", x, self.num_classes) for x in (z, v))
         divergence = by_position("LogitKD", self._divergence())
@@ -153,7 +153,8 @@ class LogitKD:
         self, student: losses.LinearHead, teacher: Any, temperature: Any, batch: Batch
     ) -> Term:
         labels = batch.get("labels")
-        if callable(self.ce_weight) or self.ce_weight != 0:
+        asked = "labels" in self._options() or callable(self.ce_weight)
+        if asked or self.ce_weight != 0:
             labels = labels_of("LogitKD", batch)
         elif labels is not None and labels.shape != student.shape[:-1]:
             labels = None  # of something else than the positions
