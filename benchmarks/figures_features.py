@@ -11,23 +11,17 @@ of the loss of features that have nothing to do with the teacher's. It takes a m
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
+from drawing import heat_table, write
 from jaxtyping import Array, Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from distilljax import losses
-from distilljax.evaluation.plots import INK, PALETTE
 
 Images = Float[Array, "batch height width channels"]
-FILE = Path(__file__).resolve().parents[1] / "docs/figures/feature_invariances.png"
 
 # 32 images of 4 x 4 positions and 16 channels.
 SHAPE = (32, 4, 4, 16)
@@ -95,6 +89,7 @@ LOSSES: dict[str, Callable[[Images, Images], Array]] = {
     "attention_relation": lambda s, t: losses.attention_relation(
         tokens(s), tokens(t), num_relation_heads=2
     ),
+    "interchannel_correlation": losses.interchannel_correlation,
     "attention_transfer": losses.attention_transfer,
     "neuron_selectivity": losses.neuron_selectivity,
     "linear_cka": losses.linear_cka,
@@ -115,54 +110,21 @@ def measure() -> Float[np.ndarray, "losses transformations"]:
 
 
 def draw(table: Float[np.ndarray, "losses transformations"]) -> Figure:
-    """A cell for each loss and transformation; green where the loss sees nothing."""
-    ink = {"text.color": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 10}
-    with mpl.rc_context({"font.family": "DejaVu Sans", **ink}):
-        figure = Figure(figsize=(9.6, 5.0), layout="constrained")
-        axis = figure.add_subplot()
-        shades = LinearSegmentedColormap.from_list("seen", ["#E8F1F8", PALETTE[0]])
-        axis.imshow(np.clip(table, 0, 1), cmap=shades, vmin=0, vmax=1, aspect="auto")
-        for (row, column), value in np.ndenumerate(table):
-            blind = abs(value) < BLIND
-            if blind:
-                corner = (column - 0.5, row - 0.5)
-                axis.add_patch(Rectangle(corner, 1, 1, color="#BFE5D3", lw=0))
-            text = "0" if blind else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
-            text = f"{value:.0f}" if value >= 10 else text
-            axis.text(
-                column,
-                row,
-                text.replace("-", "\N{MINUS SIGN}"),
-                ha="center",
-                va="center",
-                fontsize=11 if blind else 10,
-                color="white" if value > 0.55 else INK,
-            )
-        axis.set_xticks(range(len(TRANSFORMATIONS)), list(TRANSFORMATIONS))
-        axis.set_yticks(range(len(LOSSES)), list(LOSSES), family="DejaVu Sans Mono")
-        axis.xaxis.tick_top()
-        axis.tick_params(length=0, labelsize=9)
-        axis.set_xticks(np.arange(len(TRANSFORMATIONS)) + 0.5, minor=True)
-        axis.set_yticks(np.arange(len(LOSSES)) + 0.5, minor=True)
-        axis.grid(which="minor", color="white", lw=2)
-        axis.tick_params(which="minor", length=0)
-        axis.spines[:].set_visible(False)
-        axis.set_xlabel(
-            "Student = transformed teacher. 0: the loss cannot tell them apart. "
-            "1: as bad as unrelated features.",
-            fontsize=9.5,
-            loc="left",
-            color=INK,
-        )
-    return figure
+    """A cell for each loss and transformation."""
+    return heat_table(
+        table,
+        list(LOSSES),
+        list(TRANSFORMATIONS),
+        "Student = transformed teacher. 0: the loss cannot tell them apart. "
+        "1: as bad as unrelated features.",
+        size=(9.6, 5.4),
+        blind_below=BLIND,
+    )
 
 
 def main() -> None:
     """Measure, draw, and write the PNG."""
-    figure = draw(measure())
-    FigureCanvasAgg(figure)
-    figure.savefig(FILE, format="png", dpi=160, metadata={"Software": None})
-    print(f"wrote {FILE.relative_to(FILE.parents[2])}")
+    write("feature_invariances", draw(measure()))
 
 
 if __name__ == "__main__":

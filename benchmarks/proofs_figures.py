@@ -7,40 +7,17 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from drawing import BLUE, FAINT, GREY, ORANGE, PINK, STYLE, TEACHER, YELLOW
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from proofs_plan import CALIBRATED, ORACLE
 
 from distilljax.evaluation.plot_layout import grid, left_labels
-from distilljax.evaluation.plots import (
-    BASELINE_GREYS,
-    FAINT,
-    INK,
-    PALETTE,
-    TEACHER,
-)
 
 Results = dict[str, Any]
-HARD, SOFT, OTHER = BASELINE_GREYS[0], PALETTE[0], PALETTE[1]
+HARD, SOFT, OTHER = GREY, BLUE, ORANGE
 DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-}
 
 
 def values_of(
@@ -211,9 +188,9 @@ def patient_teacher(results: Results) -> Figure | None:
     arms = (
         ("labels", "hard_labels", HARD),
         ("labels, no\nshifts", "hard_labels_plain", HARD),
-        ("no\naugmentation", "no_augmentation", PALETTE[5]),
+        ("no\naugmentation", "no_augmentation", YELLOW),
         ("independent\nviews", "independent", OTHER),
-        ("fixed\ntarget", "fixed_target", PALETTE[3]),
+        ("fixed\ntarget", "fixed_target", PINK),
         ("consistent\nviews", "consistent", SOFT),
     )
     panels = []

@@ -267,10 +267,12 @@ def check_positive(function: str, argument: str, value: Any, remedy: str) -> Non
         fail(function, argument, "be positive and finite", value, remedy)
 
 
-def check_temperature(function: str, temperature: Any) -> None:
+def check_temperature(
+    function: str, temperature: Any, argument: str = "temperature"
+) -> None:
     """A positive, finite scalar; the value of a traced one is not known yet."""
     remedy = "Use 1 for the models' own distributions, larger for softer ones."
-    check_positive(function, "temperature", temperature, remedy)
+    check_positive(function, argument, temperature, remedy)
 
 
 def check_count(function: str, argument: str, value: Any, low: int = 1) -> None:

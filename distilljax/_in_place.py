@@ -141,6 +141,11 @@ class InPlaceStep:
         self.objective_state = state.objective_state
         return metrics
 
+    def load_objective_state(self, state: PyTree) -> None:
+        """Go on from a saved state, of the form of the objective's own."""
+        like = self.objective_state
+        self.objective_state = _objective.loaded_state(state, like)
+
     def _module(self, student: nnx.Module) -> nnx.Module:
         """The student itself, without the objective's parameters."""
         if isinstance(student, Projected) != self._has_params:

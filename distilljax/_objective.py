@@ -62,10 +62,41 @@ def has_params(objective: Objective) -> bool:
 def init_state(objective: Objective) -> PyTree:
     """The objective's own state before the first step; None if it has none."""
     make = getattr(objective, "init_state", None)
-    state = None if make is None else make()
+    return _own(None if make is None else make())
+
+
+def _own(state: PyTree) -> PyTree:
     # strong types: a weak one would make the second step another program; and copies:
     # a buffer that stands in two places cannot be donated
     return jax.tree.map(lambda x: jnp.copy(jnp.asarray(x, jnp.result_type(x))), state)
+
+
+def loaded_state(state: PyTree, like: PyTree) -> PyTree:
+    """A saved state, in arrays of its own; an error if it has another form."""
+    remedy = (
+        "Load it into a step of the same objective, with the same settings, as "
+        "step.objective_state gave it."
+    )
+    _check_form("load_objective_state", "state", state, like, remedy)
+    return _own(state)
+
+
+def _check_form(
+    function: str, argument: str, state: PyTree, like: PyTree, remedy: str
+) -> None:
+    """The same tree of arrays of the same types and shapes."""
+    found, expected = (
+        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+        for tree in (state, like)
+    )
+    if found != expected:
+        fail(
+            function,
+            argument,
+            f"have arrays as those of init_state, {expected}",
+            found,
+            remedy,
+        )
 
 
 def evaluate(
@@ -94,16 +125,6 @@ def next_state(objective: Any, state: PyTree, seen: PyTree) -> PyTree:
     if state is None:
         return None
     new = jax.lax.stop_gradient(objective.next_state(state, seen))
-    described = [
-        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
-        for tree in (state, new)
-    ]
-    if described[0] != described[1]:
-        fail(
-            "DistillStep",
-            "the objective's next_state",
-            f"return arrays as those of init_state, {described[0]}",
-            described[1],
-            "A state that changes its form cannot be trained with, nor saved.",
-        )
+    remedy = "A state that changes its form cannot be trained with, nor saved."
+    _check_form("DistillStep", "the result of next_state", new, state, remedy)
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), new)

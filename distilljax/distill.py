@@ -280,7 +280,7 @@ class DistillStep:
 
     def load_objective_state(self, state: PyTree) -> None:
         """Go on from a saved `objective_state`, in a loop that updates in place."""
-        self._in_place.objective_state = jax.tree.map(jnp.copy, state)
+        self._in_place.load_objective_state(state)
 
     def _require(self, value: Any, name: str) -> Any:
         if value is None:

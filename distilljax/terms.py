@@ -37,6 +37,11 @@ class Outputs:
     features: Mapping[str, Any] = field(default_factory=dict)
 
 
+# What `diagnostics` finds of a student and its labels, and of a teacher.
+OF_STUDENT = frozenset({"student_entropy", "accuracy"})
+OF_TEACHER = frozenset({"agreement", "kl", "teacher_entropy"})
+DIAGNOSTICS = OF_STUDENT | OF_TEACHER
+
 # What an objective gets of teachers: one, several by name, or none.
 Teacher = Outputs | Mapping[str, Outputs] | None
 
@@ -174,8 +179,11 @@ def as_one_teacher(teacher: Teacher) -> Outputs | None:
     if not isinstance(teacher, Mapping):
         return teacher
     logits = [outputs.logits for outputs in teacher.values()]
-    if any(v is None or v.shape != logits[0].shape for v in logits):
+    shapes = [getattr(v, "shape", None) for v in logits]
+    if any(shape is None or shape != shapes[0] for shape in shapes):
         return None  # nothing that could be averaged
+    if any(isinstance(v, losses.LinearHead) for v in logits):
+        return Outputs(map_positions(lambda *v: log_mean_probabilities(v), *logits))
     return Outputs(log_mean_probabilities(logits))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from distilljax._checks import fail
+from distilljax._schedules import check_schedules
 from distilljax.checkpoints import Checkpoints, StopSignal
 from distilljax.config import Config, to_json
 from distilljax.data import prefetch_to_device
@@ -71,6 +72,7 @@ def train(
       >>> folder.cleanup()
     """
     workdir, saved = Path(workdir), to_json(config)
+    check_schedules(config.objective, config.steps)
     mesh = mesh_from_string(config.mesh)
     check_sizes(config, mesh)
     listening = contextlib.nullcontext(stop) if stop else StopSignal()

@@ -25,7 +25,7 @@ LAYERS = [
     {"typing", "_checks", "_functional"},
     {"losses"},
     {"terms", "state"},
-    {"_objective"},
+    {"_objective", "_schedules"},
     {"_capture"},
     {"_in_place"},
     {"distill"},

@@ -108,6 +108,36 @@ def test_blocks_say_their_language(page):
         )
 
 
+def cells(row: str) -> int:
+    """Cells of a table's row, whose text holds no pipe."""
+    return row.strip().strip("|").count("|") + 1
+
+
+def stray_rows(text: str) -> list[str]:
+    """Rows that a renderer would show as text: not below a header of as many cells."""
+    text = re.sub(r"^\s*```.*?^\s*```", "", text, flags=re.DOTALL | re.MULTILINE)
+    stray = []
+    for block in re.split(r"\n\s*\n", text):
+        rows = [line for line in block.splitlines() if line.lstrip().startswith("|")]
+        if len(rows) < 3 or not re.fullmatch(r"\s*(\|\s*:?-+:?\s*)+\|\s*", rows[1]):
+            stray += rows
+        else:
+            stray += [row for row in rows if cells(row) != cells(rows[0])]
+    return stray
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_rows_belong_to_tables(page):
+    assert stray_rows(page.read_text()) == []
+
+
+def test_a_blank_line_ends_a_table():
+    table = "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n"
+    assert stray_rows(table) == []
+    assert stray_rows(table.replace("| 3", "\n| 3")) == ["| 3 | 4 |"]
+    assert stray_rows(table.replace(" 4 |", " 4 | 5 |")) == ["| 3 | 4 | 5 |"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_paths_lead_somewhere(page):
     text = page.read_text()

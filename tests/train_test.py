@@ -713,6 +713,15 @@ def changed(tiny: Config) -> dict[str, tuple[Config, str]]:
             "shape",
         ),
         "no teacher": (replace(tiny, teacher=None), "teacher must have logits"),
+        "schedule": (
+            replace(
+                tiny,
+                objective=objectives.LogitKD(
+                    temperature=optimizers.Linear(4.0, 0.0, num_steps=5)
+                ),
+            ),
+            "LogitKD: temperature at step 5 must be positive and finite, got 0.0",
+        ),
         "measure": (
             replace(tiny, select="acuracy"),
             "--select must be None or one of accuracy, nll, ece, kl_to_teacher",

@@ -36,7 +36,7 @@ INK = "#333333"
 FAINT = "#D9D9D9"
 MAX_CLASSES = 20
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.edgecolor": "#888888",
@@ -75,7 +75,7 @@ def draw(
         curves += ": mean over seeds; the band is one standard deviation"
     if experiment.teacher is not None:
         curves += f"; the dashed line is the teacher on {experiment.split}"
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for key, caption, make in (
             (
                 "pairs",
@@ -116,7 +116,7 @@ def draw(
 
 def save(figure: Figure, file: Any) -> None:
     """Write a PNG, of 1.6 pixels to a CSS pixel, without a date or version in it."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         FigureCanvasAgg(figure)
         figure.savefig(file, format="png", dpi=160, metadata={"Software": None})
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distilljax import losses
-from distilljax._checks import fail
+from distilljax._checks import check_positive, fail
 from distilljax._functional import Batch
+from distilljax._schedules import Rule, check_numbers, check_weight
 from distilljax.objectives._logits import Schedule, value_at
 from distilljax.students.projection import Projection
 from distilljax.terms import Outputs, Term
@@ -21,7 +24,7 @@ from distilljax.terms import Outputs, Term
 FeatureLoss = Callable[..., Float[Array, "..."]]
 
 
-def feature_of(function: str, outputs: Any, name: str, whose: str) -> Array:
+def feature_of(function: str, outputs: Any, name: str, whose: str) -> Any:
     """A feature by its name; `logits` are one too."""
     if not isinstance(outputs, Outputs):
         fail(
@@ -47,6 +50,23 @@ def feature_of(function: str, outputs: Any, name: str, whose: str) -> Array:
     return known[name]
 
 
+def array_of(function: str, outputs: Any, name: str, whose: str) -> Array:
+    """A feature by its name, which is an array and no head or sparse signal."""
+    feature = feature_of(function, outputs, name, whose)
+    if dataclasses.is_dataclass(feature):
+        fail(
+            function,
+            f"the {whose}'s feature {name!r}",
+            "be an array",
+            type(feature).__name__,
+            "LogitKD compares logits that are never whole, position by position; to "
+            "have them whole, of a small model, return Outputs(head, "
+            "features={'logits': head.logits()}).",
+            TypeError,
+        )
+    return feature
+
+
 def names_of(names: Any) -> tuple[str, ...]:
     """The names that are to be captured: all but the logits."""
     return tuple(name for name in dict.fromkeys(names) if name != "logits")
@@ -69,7 +89,9 @@ def mask_for(
             "batch['loss_mask']",
             f"begin as the features do, {shape}",
             mask.shape,
-            "One value belongs to each example, or to each position of it.",
+            "One value belongs to each example, or to each position of it. The layers "
+            "of a scan, stacked along the first axis, are named one by one: "
+            "{'blocks/0': 'blocks/0'}.",
         )
     mask = jnp.asarray(mask) != 0
     if mask.ndim > len(shape):
@@ -106,12 +128,15 @@ def check_layers(function: str, layers: Mapping[str, str]) -> None:
 class LayerPairs:
     """Pairs of layers: {path in the student: path in the teacher}."""
 
+    rules: ClassVar[Mapping[str, Rule]] = {"weight": check_weight}
+
     layers: Mapping[str, str]
     """Features of the student and those of the teacher that they learn from, by the
     paths of their modules, such as {"blocks/3": "blocks/11"}; "logits" are one too."""
 
     def __post_init__(self):
         check_layers(type(self).__name__, self.layers)
+        check_numbers(self)
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -128,8 +153,8 @@ class LayerPairs:
     ) -> tuple[Array, Array]:
         function = type(self).__name__
         return (
-            feature_of(function, student, names[0], "student"),
-            feature_of(function, teacher, names[1], "teacher"),
+            array_of(function, student, names[0], "student"),
+            array_of(function, teacher, names[1], "teacher"),
         )
 
 
@@ -181,9 +206,33 @@ class FeatureKD(LayerPairs):
                 unknown[0],
                 "Its keys are the paths in the student.",
             )
-        if self.variance is not None and any(
-            self._projection(name) is None for name in self.layers
-        ):
+        self._check_variance()
+
+    def _check_variance(self) -> None:
+        """It is there for losses that learn it, and for no others."""
+        accepted = inspect.signature(self.loss).parameters
+        learned = accepted.get("raw_scale")
+        rest = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        if self.variance is None:
+            if learned is not None and learned.default is learned.empty:
+                fail(
+                    "FeatureKD",
+                    "variance",
+                    "be given for a loss with raw_scale",
+                    None,
+                    "5.0 is a common start.",
+                )
+            return
+        check_positive("FeatureKD", "variance", self.variance, "5.0 is a common start.")
+        if learned is None and not rest:
+            fail(
+                "FeatureKD",
+                "variance",
+                "be None for a loss without raw_scale",
+                self.variance,
+                "losses.variational_information learns it.",
+            )
+        if any(self._projection(name) is None for name in self.layers):
             fail(
                 "FeatureKD",
                 "variance",

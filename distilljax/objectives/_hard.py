@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-import jax.numpy as jnp
+import jax
 
-from distilljax import losses
+from distilljax._checks import check_between
 from distilljax._functional import Batch
+from distilljax._schedules import Rule, check_numbers, check_weight
 from distilljax.objectives._features import feature_of
-from distilljax.objectives._logits import Schedule, labels_of, logits_of, value_at
+from distilljax.objectives._logits import Schedule, hard_term, value_at
+from distilljax.objectives._signals import labels_of, likeliest_class, logits_of
 from distilljax.terms import Outputs, Term
 
 
@@ -31,6 +34,7 @@ class HardDistillation:
     distillation through attention", ICML 2021, arXiv 2012.12877, equation 3.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> student = Outputs(jnp.array([[0.0, 0.0]]), {"token": jnp.array([[1.0, 0.0]])})
       >>> teacher = Outputs(jnp.array([[3.0, 1.0]]))
       >>> objective = HardDistillation(distillation_logits="token")
@@ -38,6 +42,11 @@ class HardDistillation:
       >>> [round(float(term.mean().value), 4) for term in terms.values()]
       [0.3133, 0.6931]
     """
+
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "kd_weight": check_weight,
+        "ce_weight": check_weight,
+    }
 
     distillation_logits: str | None = None
     """Feature with the logits of the distillation token: the path of its head, or a
@@ -49,6 +58,10 @@ class HardDistillation:
     label_smoothing: float = 0.0
     """Share of the target of the labels that is spread evenly over all classes; the
     teacher's class stays as it is."""
+
+    def __post_init__(self):
+        check_numbers(self)
+        check_between("HardDistillation", "label_smoothing", self.label_smoothing, 0, 1)
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -63,16 +76,19 @@ class HardDistillation:
             z = logits_of(name, student, "student")
         else:
             z = feature_of(name, student, self.distillation_logits, "student")
-        decided = losses.cross_entropy(z, jnp.argmax(v, axis=-1), where=where)
-        terms = {"kd": Term(decided, where, value_at(self.kd_weight, batch))}
+        decided = hard_term(z, likeliest_class(name, jax.lax.stop_gradient(v)), where)
+        weight = value_at(self.kd_weight, batch)
+        # both may be of one head, whose parts have one name each: the step logs them
+        terms = {"kd": replace(decided, weight=weight, parts={})}
         if callable(self.ce_weight) or self.ce_weight != 0:
-            hard = losses.cross_entropy(
+            hard = hard_term(
                 logits_of(name, student, "student"),
                 labels_of(name, batch),
+                where,
                 label_smoothing=self.label_smoothing,
-                where=where,
             )
-            terms["ce"] = Term(hard, where, value_at(self.ce_weight, batch))
+            weight = value_at(self.ce_weight, batch)
+            terms["ce"] = replace(hard, weight=weight, parts={})
         return terms
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from distilljax import losses
-from distilljax._checks import check_finite, check_temperature, fail
+from distilljax._checks import check_between, check_logits
 from distilljax._functional import Batch
-from distilljax.losses._heads import first_classes
+from distilljax._schedules import Rule, check_numbers, check_softness, check_weight
+from distilljax.objectives._signals import (
+    Divergence,
+    by_position,
+    check_num_classes,
+    check_tempered,
+    labels_of,
+    logits_of,
+    options_of,
+    real_classes,
+)
 from distilljax.terms import Outputs, Teacher, Term, diagnostics
 from distilljax.typing import Mean
 
 Schedule = Callable[[Any], Any]
-Divergence = Callable[..., Float[Array, "*batch"]]
 
 
 def value_at(value: float | Schedule, batch: Batch) -> Any:
@@ -28,62 +36,6 @@ def value_at(value: float | Schedule, batch: Batch) -> Any:
       (2.0, 4.0)
     """
     return value(batch["step"]) if callable(value) else value
-
-
-def logits_of(function: str, outputs: Teacher, whose: str) -> Any:
-    """The logits, or an error that says where they should come from."""
-    if isinstance(outputs, Mapping):
-        fail(
-            function,
-            whose,
-            "be one model",
-            f"several, {', '.join(outputs)}",
-            "Say how they are combined: MultiTeacher(objective, combine=...).",
-        )
-    if outputs is None or outputs.logits is None:
-        fail(
-            function,
-            whose,
-            "have logits",
-            "none",
-            "Give the step (teacher= of make_distill_step or of the config) a model "
-            "whose forward returns logits, or put Outputs under batch['teacher'].",
-        )
-    return outputs.logits
-
-
-def labels_of(function: str, batch: Batch) -> Array:
-    """The labels, or an error that says how to do without."""
-    if "labels" not in batch:
-        fail(
-            function,
-            "batch",
-            "have 'labels'",
-            f"the keys {sorted(batch)}",
-            "Set ce_weight=0 to learn from the teacher alone.",
-        )
-    return batch["labels"]
-
-
-def check_num_classes(function: str, num_classes: int | None) -> None:
-    """Raise unless it is None or a number of classes."""
-    if num_classes is not None and num_classes < 1:
-        remedy = "It is the size of the vocabulary without what pads it."
-        fail(function, "num_classes", "be at least 1", num_classes, remedy)
-
-
-def real_classes(function: str, logits: Any, num_classes: int | None) -> Any:
-    """The logits of the first `num_classes` classes, of which there must be as many."""
-    shape = getattr(logits, "shape", None)  # a sparse signal has none
-    if num_classes is not None and shape is not None and shape[-1] < num_classes:
-        fail(
-            function,
-            "num_classes",
-            "be at most the number of classes of both models",
-            f"{num_classes} for logits of shape {shape}",
-            "It is the size of the vocabulary that both know.",
-        )
-    return first_classes(logits, num_classes)
 
 
 @dataclass(frozen=True)
@@ -110,6 +62,12 @@ class LogitKD:
       0.396319
     """
 
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "temperature": check_softness,
+        "kd_weight": check_weight,
+        "ce_weight": check_weight,
+    }
+
     temperature: float | Schedule = 1.0
     """Softens both distributions; 1 is the models' own."""
     kd_weight: float | Schedule = 1.0
@@ -117,30 +75,30 @@ class LogitKD:
     ce_weight: float | Schedule = 0.0
     """Weight of the cross-entropy with the labels, at temperature 1; 0 needs none."""
     divergence: Divergence = losses.forward_kl
-    """Any divergence of `distilljax.losses` that takes a temperature."""
+    """Any position-wise loss of logits in `distilljax.losses`: it gets the temperature,
+    and the labels where it takes them; one without a temperature is for T = 1."""
     num_classes: int | None = None
     """Classes that are no padding, where the two vocabularies are padded, perhaps to
     different sizes; None: all count, and the sizes must agree."""
+    standardize: bool = False
+    """Compare the logits of both by `losses.standardize_logits`: the student need not
+    reach the teacher's scale. The cross-entropy, which then sets it, is of its own."""
 
     def __post_init__(self):
         check_num_classes("LogitKD", self.num_classes)
-        if not callable(self.temperature):
-            check_temperature("LogitKD", self.temperature)
-        for name in ("kd_weight", "ce_weight"):
-            if not callable(weight := getattr(self, name)):
-                check_finite("LogitKD", name, weight)
-        accepted = inspect.signature(self.divergence).parameters.values()
-        if not any(
-            p.name == "temperature" or p.kind is p.VAR_KEYWORD for p in accepted
-        ):
-            fail(
+        check_numbers(self)
+        options = self._options()
+        if callable(self.temperature) or self.temperature != 1:
+            check_tempered(
                 "LogitKD",
-                "divergence",
-                "take a temperature",
-                getattr(self.divergence, "__name__", self.divergence),
-                "Use a divergence between distributions, such as losses.forward_kl, or "
-                "write an objective of your own: a function that returns Terms.",
+                self.divergence,
+                options,
+                "Leave temperature at 1 for it, or use a divergence between "
+                "distributions, such as losses.forward_kl.",
             )
+
+    def _options(self) -> frozenset[str]:
+        return options_of("LogitKD", self.divergence, ("temperature", "labels"))
 
     def __call__(
         self, student: Outputs, teacher: Teacher, batch: Batch
@@ -150,16 +108,40 @@ class LogitKD:
         temperature = value_at(self.temperature, batch)
         z = logits_of("LogitKD", student, "student")
         v = logits_of("LogitKD", teacher, "teacher")
-        if isinstance(z, losses.LinearHead):
+        own = {}
+        if "labels" in self._options():
+            remedy = "The divergence needs them, whatever ce_weight is."
+            own["labels"] = labels_of("LogitKD", batch, remedy)
+        if isinstance(z, losses.LinearHead) and not (own and self.standardize):
             return {"logit_kd": self._fused(z, v, temperature, batch)}
         z, v = (real_classes("LogitKD", x, self.num_classes) for x in (z, v))
-        soft = self.divergence(z, v, temperature=temperature, where=where)
+        divergence = by_position("LogitKD", self._divergence())
+        soft = divergence(z, v, temperature=temperature, where=where, **own)
         kd_weight = value_at(self.kd_weight, batch) * temperature**2
         terms = {"kd": Term(soft, where, kd_weight, self._parts(z, v, batch))}
         if callable(self.ce_weight) or self.ce_weight != 0:
-            hard = losses.cross_entropy(z, labels_of("LogitKD", batch), where=where)
-            terms["ce"] = Term(hard, where, value_at(self.ce_weight, batch))
+            hard = hard_term(z, labels_of("LogitKD", batch), where)
+            ce_weight = value_at(self.ce_weight, batch)
+            terms["ce"] = replace(hard, weight=ce_weight, parts={})
         return terms
+
+    def _divergence(self) -> Divergence:
+        """The divergence as a function of logits as they are, and of a temperature."""
+        takes_temperature = "temperature" in self._options()
+        if takes_temperature and not self.standardize:
+            return self.divergence
+
+        def compared(
+            z: Any, v: Any, *, temperature: Any, where: Any, **own: Any
+        ) -> Array:
+            if self.standardize:
+                check_logits("LogitKD", student=z, teacher=v)
+                z, v = (losses.standardize_logits(x, where=where) for x in (z, v))
+            if takes_temperature:
+                own["temperature"] = temperature
+            return self.divergence(z, v, where=where, **own)
+
+        return compared
 
     def _parts(self, z: Any, v: Any, batch: Batch) -> dict[str, Mean]:
         """What the step would log of all classes, of those that are no padding."""
@@ -171,14 +153,15 @@ class LogitKD:
         self, student: losses.LinearHead, teacher: Any, temperature: Any, batch: Batch
     ) -> Term:
         labels = batch.get("labels")
-        if callable(self.ce_weight) or self.ce_weight != 0:
+        asked = "labels" in self._options() or callable(self.ce_weight)
+        if asked or self.ce_weight != 0:
             labels = labels_of("LogitKD", batch)
         elif labels is not None and labels.shape != student.shape[:-1]:
             labels = None  # of something else than the positions
         total, parts = losses.fused_divergence(
             student,
             teacher,
-            divergence=self.divergence,
+            divergence=self._divergence(),
             labels=labels,
             temperature=temperature,
             kd_weight=value_at(self.kd_weight, batch) * temperature**2,
@@ -187,6 +170,31 @@ class LogitKD:
             num_classes=self.num_classes,
         )
         return Term(total, parts=parts)
+
+
+def hard_term(
+    z: Any,
+    labels: Array,
+    where: Any,
+    *,
+    label_smoothing: float = 0.0,
+    num_classes: int | None = None,
+) -> Term:
+    """The cross-entropy with labels; over a head in one pass, whose parts it has."""
+    if not isinstance(z, losses.LinearHead):
+        values = losses.cross_entropy(
+            z, labels, label_smoothing=label_smoothing, where=where
+        )
+        return Term(values, where)
+    total, parts = losses.fused_divergence(
+        z,
+        labels=labels,
+        ce_weight=1.0,
+        label_smoothing=label_smoothing,
+        where=where,
+        num_classes=num_classes,
+    )
+    return Term(total, parts={k: parts[k] for k in parts if k != "ce"})
 
 
 @dataclass(frozen=True)
@@ -215,39 +223,29 @@ class CrossEntropy:
 
     def __post_init__(self):
         check_num_classes("CrossEntropy", self.num_classes)
+        check_between("CrossEntropy", "label_smoothing", self.label_smoothing, 0, 1)
 
     def __call__(
         self, student: Outputs, teacher: Teacher, batch: Batch
     ) -> dict[str, Term]:
         """The term ``ce``."""
         del teacher
-        where = batch.get("loss_mask")
         z = logits_of("CrossEntropy", student, "student")
-        labels = labels_of("CrossEntropy", batch)
-        if isinstance(z, losses.LinearHead):
-            total, parts = losses.fused_divergence(
-                z,
-                labels=labels,
-                ce_weight=1.0,
-                label_smoothing=self.label_smoothing,
-                where=where,
-                num_classes=self.num_classes,
-            )
-            return {"ce": Term(total, parts={k: parts[k] for k in parts if k != "ce"})}
-        z = real_classes("CrossEntropy", z, self.num_classes)
-        values = losses.cross_entropy(
-            z, labels, label_smoothing=self.label_smoothing, where=where
+        remedy = "Give the source labels, or learn from a teacher."
+        labels = labels_of("CrossEntropy", batch, remedy)
+        is_head = isinstance(z, losses.LinearHead)
+        if not is_head:
+            z = real_classes("CrossEntropy", z, self.num_classes)
+        term = hard_term(
+            z,
+            labels,
+            batch.get("loss_mask"),
+            label_smoothing=self.label_smoothing,
+            num_classes=self.num_classes,
         )
-        parts = {} if self.num_classes is None else diagnostics(Outputs(z), None, batch)
-        return {"ce": Term(values, where, parts=parts)}
+        if self.num_classes is not None and not is_head:
+            term = replace(term, parts=diagnostics(Outputs(z), None, batch))
+        return {"ce": term}
 
 
-__all__ = [
-    "CrossEntropy",
-    "Divergence",
-    "LogitKD",
-    "Schedule",
-    "labels_of",
-    "logits_of",
-    "value_at",
-]
+__all__ = ["CrossEntropy", "LogitKD", "Schedule", "hard_term", "value_at"]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from distilljax import losses
-from distilljax._checks import check_temperature, fail
+from distilljax._checks import check_count, fail
 from distilljax._functional import Batch
+from distilljax._schedules import Rule, check_numbers, check_softness, check_weight
 from distilljax.objectives._features import (
     FeatureLoss,
     LayerPairs,
-    feature_of,
+    array_of,
     mask_for,
     names_of,
     term_of,
@@ -108,7 +109,9 @@ class AttentionKD(LayerPairs):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss is losses.attention_relation and self.num_relation_heads is None:
+        if self.num_relation_heads is not None:
+            check_count("AttentionKD", "num_relation_heads", self.num_relation_heads)
+        elif self.loss is losses.attention_relation:
             fail(
                 "AttentionKD",
                 "num_relation_heads",
@@ -166,6 +169,11 @@ class ContrastiveKD:
       4
     """
 
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "temperature": check_softness,
+        "weight": check_weight,
+    }
+
     student_layer: str
     """Path of the student's feature, [batch, width]."""
     teacher_layer: str
@@ -184,8 +192,9 @@ class ContrastiveKD:
     """Weight of the term."""
 
     def __post_init__(self):
-        if not callable(self.temperature):
-            check_temperature("ContrastiveKD", self.temperature)
+        check_numbers(self)
+        for name in ("student_width", "teacher_width", "width", "queue_size"):
+            check_count("ContrastiveKD", name, getattr(self, name))
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -220,8 +229,8 @@ class ContrastiveKD:
         state: Mapping[str, Any],
     ) -> tuple[dict[str, Term], dict[str, Array]]:
         """The term `contrastive`; and the teachers of this batch, for the queue."""
-        s = feature_of("ContrastiveKD", student, self.student_layer, "student")
-        v = feature_of("ContrastiveKD", teacher, self.teacher_layer, "teacher")
+        s = array_of("ContrastiveKD", student, self.student_layer, "student")
+        v = array_of("ContrastiveKD", teacher, self.teacher_layer, "teacher")
         where = mask_for("ContrastiveKD", batch, s.shape[:-1])
         if where is not None:
             s, v = (jnp.where(where[..., None], x, 0) for x in (s, v))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import Array
@@ -12,8 +12,10 @@ from jaxtyping import Array
 from distilljax import _objective
 from distilljax._checks import fail
 from distilljax._functional import Batch
+from distilljax._schedules import Rule, check_numbers, check_weight
 from distilljax.objectives._logits import Schedule, value_at
-from distilljax.terms import Outputs, Term
+from distilljax.terms import DIAGNOSTICS, Outputs, Term
+from distilljax.typing import Mean
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Sum:
       {'soft/kd': 1.0, 'hard/ce': 0.1}
     """
 
+    rules: ClassVar[Mapping[str, Rule]] = {"weights": check_weight}
+
     parts: Mapping[str, Any]
     """Objectives by name."""
     weights: Mapping[str, float | Schedule] = field(default_factory=dict)
@@ -59,6 +63,7 @@ class Sum:
                 unknown[0],
                 "Check its spelling.",
             )
+        check_numbers(self)
 
     def _features(self, whose: str) -> tuple[str, ...]:
         each = (_objective.features_of(part, whose) for part in self.parts.values())
@@ -113,13 +118,15 @@ class Sum:
         state: Mapping[str, Any] | None = None,
     ) -> Any:
         """The terms of all parts; with a state also what the parts have seen."""
-        terms, seen = {}, {}
+        terms, seen, logged = {}, {}, set()
         for name, part in self.parts.items():
             own = (params or {}).get(name), (state or {}).get(name)
             found, noted = _objective.evaluate(part, student, teacher, batch, *own)
             weight = value_at(self.weights.get(name, 1.0), batch)
             for term_name, term in found.items():
-                scaled: Term = replace(term, weight=weight * term.weight)
+                parts = _named(name, term.parts, logged)
+                logged |= parts.keys()
+                scaled: Term = replace(term, weight=weight * term.weight, parts=parts)
                 terms[f"{name}/{term_name}"] = scaled
             if own[1] is not None:
                 seen[name] = noted
@@ -133,6 +140,18 @@ class Sum:
             name: _objective.next_state(self.parts[name], own, seen[name])
             for name, own in state.items()
         }
+
+
+def _named(
+    name: str, parts: Mapping[str, Mean], logged: Collection[str]
+) -> dict[str, Mean]:
+    """The parts of a term under its objective's name.
+
+    What the step logs of any student and teacher keeps its own, of the first that has
+    it: several objectives over one head find the same.
+    """
+    named = {k if k in DIAGNOSTICS else f"{name}/{k}": x for k, x in parts.items()}
+    return {key: x for key, x in named.items() if key not in logged}
 
 
 __all__ = ["Sum"]

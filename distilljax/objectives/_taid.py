@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from distilljax import losses
-from distilljax._checks import check_between, check_temperature, fail
+from distilljax._checks import check_between, check_logits, fail
 from distilljax._functional import Batch
-from distilljax.objectives._logits import Divergence, Schedule, logits_of, value_at
+from distilljax._schedules import (
+    Rule,
+    check_numbers,
+    check_share,
+    check_softness,
+    check_weight,
+)
+from distilljax.objectives._logits import Schedule, value_at
+from distilljax.objectives._signals import (
+    Divergence,
+    by_position,
+    check_tempered,
+    logits_of,
+    options_of,
+)
 from distilljax.terms import Outputs, Term
 
 _TINY = 1e-15  # of the authors' code
@@ -50,6 +64,12 @@ class TAID:
       0.4
     """
 
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "interpolation": check_share,
+        "temperature": check_softness,
+        "weight": check_weight,
+    }
+
     num_steps: int | None = None
     """Length of the line, usually the whole run; not needed with `interpolation`."""
     start: float = 0.4
@@ -70,8 +90,7 @@ class TAID:
     """Any divergence of `distilljax.losses` that takes a temperature."""
 
     def __post_init__(self):
-        if not callable(self.temperature):
-            check_temperature("TAID", self.temperature)
+        check_numbers(self)
         if self.interpolation is None and (self.num_steps or 0) < 1:
             fail(
                 "TAID",
@@ -82,8 +101,18 @@ class TAID:
             )
         for name in ("start", "end", "momentum"):
             check_between("TAID", name, getattr(self, name), 0.0, 1.0)
-        if self.interpolation is not None and not callable(self.interpolation):
-            check_between("TAID", "interpolation", self.interpolation, 0.0, 1.0)
+        if self.start > self.end:
+            fail(
+                "TAID",
+                "start",
+                f"be at most end, {self.end}",
+                self.start,
+                "The share of the teacher only grows.",
+            )
+        check_weight("TAID", "rate", self.rate)
+        options = options_of("TAID", self.divergence, ("temperature",))
+        remedy = "Use a divergence between distributions, such as losses.forward_kl."
+        check_tempered("TAID", self.divergence, options, remedy)
 
     def init_state(self) -> dict[str, Array] | None:
         """The share of the teacher, and what it grows by; None with `interpolation`."""
@@ -110,8 +139,13 @@ class TAID:
         share = self.start if self.interpolation is None else self.interpolation
         t = value_at(share, batch) if state is None else state["t"]
         temperature = value_at(self.temperature, batch)
-        goal = _mixture(jax.lax.stop_gradient(z), v, t)
-        values = self.divergence(z, goal, temperature=temperature, where=where)
+
+        def to_mixture(z: Array, v: Any, *, where: Array | None) -> Array:
+            check_logits("TAID", student=z, teacher=v)
+            goal = _mixture(jax.lax.stop_gradient(z), v, t)
+            return self.divergence(z, goal, temperature=temperature, where=where)
+
+        values = by_position("TAID", to_mixture)(z, v, where=where)
         weight = value_at(self.weight, batch) * temperature**2
         terms = {"taid": Term(values, where, weight)}
         if state is None:
@@ -139,8 +173,6 @@ class TAID:
 
 def _mixture(z: Array, v: Array, t: Any) -> Array:
     """(1 - t) z + t v; a class at -inf stays there, and is no 0 * inf at the ends."""
-    if jnp.shape(z) != jnp.shape(v):
-        return v  # for the divergence to object to
     z, v = (jnp.asarray(x, jnp.float32) for x in (z, v))
     gone_z, gone_v = jnp.isneginf(z), jnp.isneginf(v)
     mixed = (1 - t) * jnp.where(gone_z, 0, z) + t * jnp.where(gone_v, 0, v)

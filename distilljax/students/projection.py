@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distilljax._checks import fail
+from distilljax._checks import check_count, fail
 
 Params = dict[str, Array]
 
@@ -40,6 +40,10 @@ class Projection:
     """Size of the last axis of the teacher's features."""
     use_bias: bool = True
     """Whether a constant is added."""
+
+    def __post_init__(self):
+        for name in ("student_width", "teacher_width"):
+            check_count("Projection", name, getattr(self, name))
 
     def init(self, rng: Array) -> Params:
         """Fresh parameters."""

@@ -58,4 +58,10 @@ def test_the_figure_has_a_number_for_each_cell(table):
     numbers = [float(t.get_text().replace("\N{MINUS SIGN}", "-")) for t in axis.texts]
     rounded = np.reshape(numbers, table.shape)
     np.testing.assert_allclose(rounded, table, atol=0.5, rtol=0.05)
-    assert figures.FILE.exists(), "run benchmarks/figures_features.py"
+
+
+def test_correlations_of_channels_do_not_see_where_something_is(table):
+    assert blind_to(table, "interchannel_correlation") == {
+        *("all features × 3", "each image × its own factor"),
+        *("sign flipped", "positions permuted"),
+    }

@@ -113,8 +113,15 @@ def test_bad_layers_widths_and_names_are_said():
         FeatureKD({})
     with pytest.raises(ValueError, match=r"projection must name features.*got x"):
         FeatureKD({"h": "h"}, projection={"x": Projection(1, 1)})
-    with pytest.raises(ValueError, match="variance must be None without"):
-        FeatureKD({"h": "h"}, variance=1.0)
+    noisy = losses.variational_information
+    with pytest.raises(ValueError, match="variance must be None without a projection"):
+        FeatureKD({"h": "h"}, noisy, variance=1.0)
+    with pytest.raises(ValueError, match="variance must be given for a loss with raw"):
+        FeatureKD({"h": "h"}, noisy)
+    with pytest.raises(ValueError, match="variance must be None for a loss without"):
+        FeatureKD({"h": "h"}, projection=Projection(1, 1), variance=1.0)
+    with pytest.raises(ValueError, match="variance must be positive and finite"):
+        FeatureKD({"h": "h"}, noisy, projection=Projection(1, 1), variance=-1.0)
     with pytest.raises(ValueError, match=r"student's features must have 'x'.*\['h'\]"):
         FeatureKD({"x": "h"})(features(2, 3), features(2, 3), {})
     with pytest.raises(ValueError, match="teacher must have features, got no outputs"):
@@ -129,6 +136,34 @@ def test_bad_layers_widths_and_names_are_said():
         objective(features(2, 3), features(2, 3), {}, params=params)
     with pytest.raises(ValueError, match="num_relation_heads must be given"):
         AttentionKD({"q": "q"})
+    with pytest.raises(ValueError, match="num_relation_heads must be at least 1"):
+        AttentionKD({"q": "q"}, num_relation_heads=0)
+    for name in ("queue_size", "width"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            ContrastiveKD("h", "h", 3, 3, **{name: 0})
+    with pytest.raises(ValueError, match="student_width must be at least 1, got 0"):
+        Projection(0, 3)
+
+
+def test_the_layers_of_a_scan_are_named_one_by_one():
+    """Stacked features have the layers before the examples, where a mask has none."""
+    batch = {"loss_mask": jnp.arange(16) != 1}
+    stacked = features(2, 16, 3)
+    with pytest.raises(ValueError, match=r"layers of a scan.*\{'blocks/0': 'blocks/0"):
+        FeatureKD({"h": "h"})(stacked, stacked, batch)
+
+
+def test_logits_that_are_never_whole_are_no_feature():
+    head = Outputs(losses.LinearHead(jnp.ones((4, 2)), jnp.ones((2, 3))))
+    for objective in (
+        FeatureKD({"logits": "logits"}),
+        RelationKD({"logits": "logits"}, losses.dist),
+        ContrastiveKD("logits", "logits", 3, 3, width=2, queue_size=4),
+    ):
+        state = {"params": {}, "state": {}}
+        own = state if isinstance(objective, ContrastiveKD) else {}
+        with pytest.raises(TypeError, match=r"'logits' must be an array.*head\.logits"):
+            objective(head, head, {}, **own)
 
 
 def test_a_loss_of_the_whole_batch_is_one_value():

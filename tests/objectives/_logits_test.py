@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -104,14 +105,76 @@ def test_other_classes_and_bad_temperatures_are_said():
     [
         ({"ce_weight": float("nan")}, "ce_weight must be finite, got nan"),
         (
-            {"divergence": losses.logit_mse},
+            {"divergence": losses.logit_mse, "temperature": 2.0},
             "divergence must take a temperature, got logit_mse.*forward_kl",
+        ),
+        (
+            {"divergence": losses.attention_relation},
+            "need no other options than .*, which needs num_relation_heads",
         ),
     ],
 )
 def test_what_is_no_distillation_is_refused_when_it_is_written(change, message):
     with pytest.raises(ValueError, match=message):
         objectives.LogitKD(**change)
+
+
+@pytest.mark.parametrize("form", ["dense", "head"])
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        losses.decoupled_kd,
+        functools.partial(losses.decoupled_kd, non_target_weight=2.0),
+        losses.logit_mse,
+        losses.margin_mse,
+        functools.partial(losses.hinge_ranking, k=2),
+    ],
+)
+def test_losses_of_logits_get_what_they_take(divergence, form):
+    """The labels, and the temperature: of those without one T = 1 is asked."""
+    student, teacher, batch = heads()
+    decoupled = getattr(divergence, "func", divergence) is losses.decoupled_kd
+    own = {"labels": batch["labels"], "temperature": 2.0} if decoupled else {}
+    objective = objectives.LogitKD(
+        temperature=own.get("temperature", 1.0), ce_weight=0.5, divergence=divergence
+    )
+    z, v = student.logits(), teacher.logits()
+    where = batch["loss_mask"]
+    expected = losses.masked_mean(divergence(z, v, **own, where=where), where)
+    expected *= objective.temperature**2
+    ce = losses.cross_entropy(z, batch["labels"], where=where)
+    expected += 0.5 * losses.masked_mean(ce, where)
+    if form == "dense":
+        student, teacher = z, v
+    terms = objective(Outputs(student), Outputs(teacher), batch)
+    loss, metrics = reduce_terms(terms)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert {"kd", "ce"} <= set(metrics)
+    if decoupled:
+        with pytest.raises(ValueError, match=r"have 'labels'.*divergence needs them"):
+            objective(Outputs(student), Outputs(teacher), {})
+
+
+@pytest.mark.parametrize("form", ["dense", "head"])
+def test_standardized_logits(form):
+    """LSKD: the scale of the teacher is free, and that of the student no matter."""
+    student, teacher, batch = heads()
+    objective = objectives.LogitKD(temperature=2.0, standardize=True)
+    z, v = student.logits(), teacher.logits()
+    pair = (losses.standardize_logits(x) for x in (z, v))
+    kl = losses.forward_kl(*pair, temperature=2.0)
+    expected = 4 * losses.masked_mean(kl, batch["loss_mask"])
+    if form == "dense":
+        student, teacher = z, v
+        many = 3 * v + 1.0
+    else:
+        many = dataclasses.replace(teacher, scale=3.0)
+    for other in (teacher, many):
+        loss, _ = reduce_terms(objective(Outputs(student), Outputs(other), batch))
+        np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    sparse = Outputs(losses.SparseLogits.top_k(v, 3, (2.0,)))
+    with pytest.raises(TypeError, match="dense array of logits, got SparseLogits"):
+        objective(Outputs(student), sparse, batch)
 
 
 def test_label_smoothing():

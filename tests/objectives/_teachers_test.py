@@ -75,6 +75,26 @@ def test_the_mean_of_probabilities_is_taken_at_the_temperature():
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_a_sum_is_taught_at_the_temperature_of_its_parts():
+    """A part alone and in a sum learn the same; parts that differ need means each."""
+    soft = LogitKD(temperature=4.0)
+    alone = MultiTeacher(soft)
+    expected = kd(alone)
+    inside = Sum({"soft": soft, "hard": CrossEntropy()})
+    batch = {"labels": jnp.array([0, 2])}
+    terms = MultiTeacher(inside)(STUDENT, TEACHERS, batch)
+    np.testing.assert_allclose(terms["soft/kd"].values, expected, rtol=1e-6)
+    # the student's own average is no mean of teachers
+    own = Sum({"soft": soft, "own": SelfDistillation(LogitKD())})
+    terms = MultiTeacher(own)(STUDENT, TEACHERS, {"average": STUDENT})
+    np.testing.assert_allclose(terms["soft/kd"].values, expected, rtol=1e-6)
+    differ = Sum({"a": soft, "b": LogitKD(temperature=1.0)})
+    with pytest.raises(ValueError, match=r"have one temperature.*got 4\.0, 1\.0"):
+        MultiTeacher(differ)
+    for combine in (MeanOfLogits(), Routed(("a", "b")), Only("a")):
+        MultiTeacher(differ, combine)  # these do not depend on it
+
+
 def test_the_mean_of_logits():
     found = kd(MultiTeacher(LogitKD(temperature=2.0), MeanOfLogits({"a": 3.0})))
     expected = losses.forward_kl(
@@ -105,6 +125,11 @@ def test_each_example_has_its_own_teacher():
         ),
         (MultiTeacher(LogitKD(), Only("c")), {}, "Only: name must be a teacher"),
         (MultiTeacher(LogitKD(), MeanOfLogits({"c": 1.0})), {}, "name teachers, a, b"),
+        (
+            MultiTeacher(LogitKD(), MeanOfLogits({"a": 0.0, "b": 0.0})),
+            {},
+            "weights must be positive for one of a, b",
+        ),
         (LogitKD(), {}, "teacher must be one model, got several, a, b"),
     ],
 )
@@ -294,6 +319,9 @@ def test_taid_in_the_step_is_the_same_with_microbatches(in_place):
             saved = jax.tree.map(np.array, step.objective_state)
             again = make_distill_step(objective, teacher, accumulate=accumulate)
             again.load_objective_state(saved)
+            for other in ({"x": 1}, None, jax.tree.map(lambda x: x[None], saved)):
+                with pytest.raises(ValueError, match="state must have arrays as those"):
+                    again.load_objective_state(other)
             again(student, optimizer, batch)
             found.append(again.objective_state)
             assert step._in_place.compiled._cache_size() == 1
@@ -318,7 +346,30 @@ def test_taid_in_the_step_is_the_same_with_microbatches(in_place):
         (lambda: TAID(interpolation=1.5), r"interpolation must lie in \[0, 1\]"),
         (lambda: TAID(num_steps=1, temperature=0.0), "temperature must be positive"),
         (lambda: Sum({}), "at least one objective"),
+        (lambda: TAID(num_steps=1, start=0.9, end=0.5), r"start must be at most end"),
+        (lambda: TAID(num_steps=1, rate=-1.0), r"TAID: rate must lie in \[0, inf\]"),
+        (lambda: TAID(num_steps=1, weight=float("nan")), "weight must be finite"),
+        (
+            lambda: TAID(num_steps=1, divergence=losses.logit_mse),
+            "TAID: divergence must take a temperature, got logit_mse",
+        ),
+        (
+            lambda: TAID(num_steps=1, divergence=losses.decoupled_kd),
+            "TAID: divergence must need no other options.*which needs labels",
+        ),
         (lambda: Sum({"a": LogitKD()}, {"b": 1.0}), "weights must name parts, a"),
+        (
+            lambda: Sum({"a": LogitKD()}, {"a": float("nan")}),
+            r"Sum: weights\['a'\] must be finite, got nan",
+        ),
+        (lambda: MeanOfProbabilities({"a": -1.0}), r"weights\['a'\] must lie in"),
+        (lambda: MeanOfLogits({"a": float("inf")}), r"weights\['a'\] must be finite"),
+        (lambda: Routed(()), "names must be a tuple of at least one teacher"),
+        (lambda: HardDistillation(kd_weight=float("nan")), "kd_weight must be finite"),
+        (lambda: HardDistillation(label_smoothing=2.0), r"label_smoothing must lie in"),
+        (lambda: CrossEntropy(label_smoothing=-1.0), "label_smoothing must lie in"),
+        (lambda: LogitKD(ce_weight=-1.0), r"ce_weight must lie in \[0, inf\]"),
+        (lambda: FeatureKD({"h": "h"}, weight=float("nan")), "weight must be finite"),
     ],
 )
 def test_bad_settings_are_said_when_the_config_is_built(make, message):
@@ -339,7 +390,7 @@ def test_a_state_that_changes_its_form_is_refused():
 
     student = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
     step = make_distill_step(Growing(), student=student, tx=optax.sgd(0.1))
-    with pytest.raises(ValueError, match=r"next_state must return arrays as those"):
+    with pytest.raises(ValueError, match=r"next_state must have arrays as those"):
         step.pure(step.init(student), None, BATCH)
 
 
