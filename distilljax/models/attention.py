@@ -21,7 +21,7 @@ from distilljax.models import _blocked_attention
 
 # Lanes of a TPU's registers: the kernel's blocks are multiples of them.
 LANES = 128
-# Rows and columns of a block of scores, at most; measured on CPUs, see docs.
+# Rows and columns of a block of scores, at most.
 BLOCK = 256
 
 

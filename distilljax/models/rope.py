@@ -18,8 +18,8 @@ class Rope:
     slow ones (Llama 3).
 
     Example:
-      >>> Rope(base=100.0, factor=2.0).frequencies(4).tolist()
-      [0.5, 0.05]
+      >>> Rope(base=256.0, factor=2.0).frequencies(4).tolist()
+      [0.5, 0.03125]
 
     Reference: Su et al., "RoFormer", 2021, arXiv 2104.09864; Chen et al., "Extending
     Context Window of Large Language Models via Positional Interpolation", 2023, arXiv
