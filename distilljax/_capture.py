@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
@@ -36,6 +37,10 @@ from distilljax.terms import Outputs, as_outputs
 # The entry under which a module's own output is noted; others are what it sows.
 _OUTPUT = "__call__"
 _MARK = "is_noted"
+# A class has one call for all threads, so they take turns: one that came while another
+# is at it would put back, when it leaves, the other's call. Re-entrant, because a
+# forward may hold another one with features.
+_CALLS = threading.RLock()
 
 
 def with_features(
@@ -209,21 +214,22 @@ def _refuse_other_trace(module: Any) -> None:
 
 @contextlib.contextmanager
 def _noting(modules: Sequence[nnx.Module]) -> Iterator[None]:
-    """While this lasts, calls of these modules leave a note."""
-    # what a transform rebuilds inside is another object: it knows itself by the mark
-    for module in modules:
-        setattr(module, _MARK, True)
-    homes = {_home(type(module)) for module in modules}
-    originals = {home: home.__dict__["__call__"] for home in homes}
-    try:
-        for home in homes:
-            home.__call__ = _noting_call(home)
-        yield
-    finally:
-        for home, call in originals.items():
-            home.__call__ = call
+    """While this lasts, calls of these modules leave a note; other threads wait."""
+    with _CALLS:
+        # what a transform rebuilds inside is another object, known by its mark
         for module in modules:
-            delattr(module, _MARK)
+            setattr(module, _MARK, True)
+        homes = {_home(type(module)) for module in modules}
+        originals = {home: home.__dict__["__call__"] for home in homes}
+        try:
+            for home in homes:
+                home.__call__ = _noting_call(home)
+            yield
+        finally:
+            for home, call in originals.items():
+                home.__call__ = call
+            for module in modules:
+                delattr(module, _MARK)
 
 
 def _home(kind: type) -> Any:

@@ -2,10 +2,14 @@
 
 a layer has the same name and the same feature whether it is a module of a list, under
 remat or stacked under a scan, in both modes of NNX; what cannot be seen is said, with
-the fix; a class and a model are afterwards what they were before.
+the fix; a class and a model are afterwards what they were before, whatever other
+threads trace meanwhile.
 """
 
 from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +195,54 @@ def test_a_module_that_is_called_twice_or_returns_no_array_is_refused():
         captured(Twice(nnx.Rngs(0)), ("blocks/0",))
     with pytest.raises(TypeError, match="be an array, got tuple"):
         captured(Pairs(nnx.Rngs(0)), ("blocks/0",))
+
+
+def test_two_threads_may_trace_at_once():
+    """The second comes while the first is at it, and is still at it when that leaves.
+
+    They take turns: so the first waits in vain for the second, for a moment, and the
+    second does not wait at all.
+    """
+    call = Block.__call__
+    arrived, came_in, left = (threading.Event() for _ in range(3))
+
+    def first(model, batch):
+        arrived.set()
+        came_in.wait(timeout=0.5)
+        return model(batch["inputs"])
+
+    def second(model, batch):
+        came_in.set()
+        left.wait(timeout=10)
+        return model(batch["inputs"])
+
+    def traced(forward):
+        forward = with_features(forward, NAMES)
+        return forward(Plain(nnx.Rngs(0)), {"inputs": jnp.ones((5, WIDTH))}).features
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(traced, first)
+        one.add_done_callback(lambda _: left.set())
+        assert arrived.wait(timeout=60)
+        other = pool.submit(traced, second)
+        jax.tree.map(np.testing.assert_array_equal, one.result(), other.result())
+    assert Block.__call__ is call
+
+
+def test_a_forward_with_features_may_hold_another():
+    inner = with_features(lambda model, batch: model(batch["inputs"]), ("blocks/0",))
+
+    def outer(model, batch):
+        noted = inner(Plain(nnx.Rngs(1)), batch).features["blocks/0"]
+        return Outputs(model(batch["inputs"]), {"noted": noted})
+
+    batch = {"inputs": jnp.ones((5, WIDTH))}
+    model = Plain(nnx.Rngs(0))
+    features = with_features(outer, ("blocks/0",))(model, batch).features
+    np.testing.assert_allclose(
+        features["blocks/0"], model.blocks[0](batch["inputs"]), rtol=1e-6
+    )
+    assert (features["noted"] != features["blocks/0"]).any()
 
 
 def test_what_the_forward_gives_is_not_captured():

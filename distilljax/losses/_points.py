@@ -8,11 +8,11 @@ meet, so student and teacher may be of different widths, and no projection is ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from distilljax._checks import check_points
 from distilljax.losses import _numerics as numerics
@@ -95,6 +95,37 @@ def length(x: Float[Array, "*b k"]) -> Float[Array, "*b"]:
     return jnp.where(square > 0, root, jnp.zeros((), x.dtype))
 
 
+@jax.custom_jvp
+def distances(x: Float[Array, "n k"]) -> Float[Array, "n n"]:
+    """Euclidean distances between all rows, from differences, a few rows at a time.
+
+    From inner products all would be rounded to some 1e-4 of the size of the cloud, and
+    between near points nothing would be left. At 0 the gradient is 0.
+    """
+    return over_anchors(lambda at: length(x - at[None]), x, x.size)
+
+
+@distances.defjvp
+def _distances_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Each distance by its two ends, which are one sum and the same one transposed.
+
+    So the gradient of a point is one sum over its row. The transposed loop over rows
+    would add to all points in every step, and take many times as long.
+    """
+    (x,), (moved,) = primals, tangents
+    apart = distances(x)
+    zero = jnp.zeros((), x.dtype)
+    safe = jnp.where(apart > 0, apart, jnp.ones((), x.dtype))
+    inverse = jnp.where(apart > 0, 1 / safe, zero)
+
+    def along(anchor: Any) -> Float[Array, "n"]:
+        at, move, scale = anchor
+        return scale * jnp.sum((at[None] - x) * move[None], axis=-1)
+
+    one_end = over_anchors(along, (x, moved, inverse), x.size)
+    return apart, one_end + one_end.T
+
+
 def cosines(x: Float[Array, "n k"]) -> Float[Array, "n n"]:
     """The cosine between each two points, seen from the origin."""
     return inner(unit(x))
@@ -126,7 +157,7 @@ def rows_kl(
 
 
 def over_anchors(
-    row: Callable[[Array], Float[Array, "..."]], anchors: Array, numbers: int
+    row: Callable[[Any], Float[Array, "..."]], anchors: Any, numbers: int
 ) -> Float[Array, "anchors ..."]:
     """``row(anchor)`` for all anchors, a few at a time, and again on the way back.
 
@@ -135,6 +166,27 @@ def over_anchors(
     """
     at_once = max(1, _NUMBERS_AT_ONCE // numbers)
     row = jax.checkpoint(row)
-    if at_once >= len(anchors):
+    if at_once >= len(jax.tree.leaves(anchors)[0]):
         return jax.vmap(row)(anchors)
     return jax.lax.map(row, anchors, batch_size=at_once)
+
+
+def sum_over_anchors(
+    row: Callable[[Array], Any], anchors: Shaped[Array, "anchors ..."], numbers: int
+) -> Any:
+    """The sum of ``row(anchor)``, a tree of arrays, over all anchors, a few at a time.
+
+    For what has no way back: there, each step of the sum would be kept.
+    """
+    at_once = max(1, _NUMBERS_AT_ONCE // numbers)
+    further = (len(anchors) - 1) // at_once
+    first = len(anchors) - further * at_once  # so that all further pieces are whole
+    pieces = anchors[first:].reshape(further, at_once, *anchors.shape[1:])
+
+    def total(some: Array) -> Any:
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(row)(some))
+
+    def add(so_far: Any, some: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, so_far, total(some)), None
+
+    return jax.lax.scan(add, total(anchors[:first]), pieces)[0]

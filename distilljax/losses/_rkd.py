@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -68,8 +70,7 @@ def _relative_distances(
     x: Float[Array, "n k"], pairs: Bool[Array, "n n"]
 ) -> Float[Array, "n n"]:
     """Distances between the points, in units of their mean."""
-    distances = points.over_anchors(lambda at: points.length(x - at[None]), x, x.size)
-    distances = numerics.zero_masked(distances, pairs)
+    distances = numerics.zero_masked(points.distances(x), pairs)
     count = jnp.maximum(jnp.sum(distances > 0, dtype=jnp.int32), 1)
     mean = jnp.sum(distances) / count.astype(x.dtype)
     return distances / jnp.where(mean > 0, mean, jnp.ones((), x.dtype))
@@ -108,8 +109,10 @@ def rkd_angle(
       which the usual weight of 50 was chosen. 0 for fewer than three points.
 
     Numerics: Memory grows with batch^2 and not with batch^3: the angles are computed
-    for a few corners at a time, and again in the backward pass. At a corner that
-    coincides with one of the other points the cosine is 0, without a gradient.
+    for a few corners at a time, and the gradient with them. They are formed from
+    directions, and not from distances, so that those of near points keep their digits.
+    At a corner that coincides with one of the other points the cosine is 0, without a
+    gradient.
 
     Example:
       >>> import jax.numpy as jnp
@@ -122,23 +125,74 @@ def rkd_angle(
     1904.05068, equations 9 to 11.
     """
     cloud = points.points_of("rkd_angle", student, teacher, where, axis_name)
-    others = cloud.others()
+    own = len(cloud.mask) // (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    corners = shards.first_row(own, axis_name) + jnp.arange(own, dtype=jnp.int32)
+    total = _sum_at(cloud.student, cloud.teacher, cloud.others(), corners)
+    # Gathered, and not added up by psum, to keep the convention of `_shards`.
+    return jnp.sum(shards.gather(total[None], axis_name)) / cloud.num_valid() ** 3
+
+
+@jax.custom_jvp
+def _sum_at(
+    student: Float[Array, "n k"],
+    teacher: Float[Array, "n l"],
+    others: Bool[Array, "n n"],
+    corners: Int[Array, "m"],
+) -> Float[Array, ""]:
+    """Sum of the losses of all angles at these corners."""
 
     def at_corner(corner: Int[Array, ""]) -> Float[Array, ""]:
-        """Sum over the pairs of points that are seen from one of them."""
-        gaps = _cosines_at(cloud.student, corner) - _cosines_at(cloud.teacher, corner)
-        seen = others[corner]
-        triples = others & seen[:, None] & seen[None, :]
-        return jnp.sum(numerics.zero_masked(points.huber(gaps), triples))
+        gaps, _, _ = _gaps_at(student, teacher, others, corner)
+        return jnp.sum(points.huber(gaps))
 
-    total, width = cloud.mask.size, cloud.student.shape[1] + cloud.teacher.shape[1]
-    own = total // (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    corners = shards.first_row(own, axis_name) + jnp.arange(own, dtype=jnp.int32)
-    sums = points.over_anchors(at_corner, corners, total * max(total, width))
-    # Gathered, and not added up by psum, to keep the convention of `_shards`.
-    return jnp.sum(shards.gather(sums, axis_name)) / cloud.num_valid() ** 3
+    return points.sum_over_anchors(at_corner, corners, _numbers(student, teacher))
 
 
-def _cosines_at(x: Float[Array, "n k"], corner: Int[Array, ""]) -> Float[Array, "n n"]:
-    """Cosines between the directions in which all points are seen from one of them."""
-    return points.inner(points.unit(x - x[corner][None]))
+@_sum_at.defjvp
+def _sum_at_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """With its gradient, which is formed beside it while the cosines are there.
+
+    Else the way back computes them all again, and twice as many products. The teacher
+    is fixed, so its tangent is zero.
+    """
+    student, teacher, others, corners = primals
+
+    def at_corner(corner: Int[Array, ""]) -> tuple[Array, Array]:
+        gaps, directions, lengths = _gaps_at(student, teacher, others, corner)
+        # each cosine is there twice, for (i, k) and for (k, i)
+        slopes = 2 * jnp.clip(gaps, -1, 1)
+        pull = jnp.matmul(slopes, directions, precision=jax.lax.Precision.HIGHEST)
+        pull -= jnp.sum(pull * directions, axis=-1, keepdims=True) * directions
+        pull = jnp.where(lengths > 0, pull / jnp.where(lengths > 0, lengths, 1), 0)
+        is_corner = jnp.arange(len(pull), dtype=jnp.int32) == corner
+        at_itself = -jnp.sum(pull, axis=0, keepdims=True)
+        moved = jnp.where(is_corner[:, None], at_itself, pull)
+        return jnp.sum(points.huber(gaps)), moved
+
+    numbers = _numbers(student, teacher)
+    value, gradient = points.sum_over_anchors(at_corner, corners, numbers)
+    return value, jnp.sum(gradient * tangents[0])
+
+
+def _gaps_at(
+    student: Float[Array, "n k"],
+    teacher: Float[Array, "n l"],
+    others: Bool[Array, "n n"],
+    corner: Int[Array, ""],
+) -> tuple[Float[Array, "n n"], Float[Array, "n k"], Float[Array, "n 1"]]:
+    """Differences of the cosines at a corner; 0 where two of the points are the same.
+
+    And the directions in which the student's points are seen from there, and how far.
+    """
+    steps, theirs = (x - x[corner][None] for x in (student, teacher))
+    directions = points.unit(steps)
+    gaps = points.inner(directions) - points.inner(points.unit(theirs))
+    seen = others[corner]
+    gaps = numerics.zero_masked(gaps, others & seen[:, None] & seen[None, :])
+    return gaps, directions, points.length(steps)[:, None]
+
+
+def _numbers(student: Array, teacher: Array) -> int:
+    """How many numbers the angles at one corner take."""
+    count, width = len(student), student.shape[1] + teacher.shape[1]
+    return count * max(count, width)

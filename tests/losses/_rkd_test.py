@@ -73,3 +73,40 @@ def test_shards_over_two_axes_and_without_a_mask():
     values = jax.jit(sharded, compiler_options=UNOPTIMIZED)(student, teacher)
     alone = jax.jit(losses.rkd_angle)(student, teacher)
     np.testing.assert_allclose(values, np.full(8, alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.rkd_distance, losses.rkd_angle])
+def test_near_points_keep_their_digits(loss):
+    """Pairs a thousandth apart: from inner products a tenth of this would be noise."""
+    rng = np.random.default_rng(3)
+    student, teacher = rng.normal(size=(2, 16, 8)).astype(np.float32)
+    student[8:] = student[:8] + 1e-3 * student[8:]
+    both = jax.jit(jax.value_and_grad(loss))
+    value, gradient = both(student, teacher)
+    with jax.enable_x64(True):
+        wide = (x.astype(np.float64) for x in (student, teacher))
+        exact, slope = both(*wide)
+    np.testing.assert_allclose(value, exact, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-5 * np.abs(slope).max())
+
+
+@pytest.mark.parametrize("loss", [losses.rkd_distance, losses.rkd_angle])
+def test_derivatives_forwards_and_of_second_order(loss):
+    """Their gradients are written by hand, and may themselves be differentiated."""
+    rng = np.random.default_rng(4)
+    with jax.enable_x64(True):
+        student, direction = (jnp.asarray(rng.normal(size=(5, 3))) for _ in range(2))
+        teacher = jnp.asarray(rng.normal(size=(5, 2)))
+
+        @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
+        def derivatives(x):
+            gradient = jax.grad(loss)
+            along = jax.jvp(lambda x: loss(x, teacher), (x,), (direction,))[1]
+            moved = jax.jvp(lambda x: gradient(x, teacher), (x,), (direction,))[1]
+            return along, gradient(x, teacher), moved
+
+        along, gradient, moved = jax.device_get(derivatives(student))
+        step = 1e-5 * direction
+        ends = [jax.device_get(derivatives(student + s)[1]) for s in (-step, step)]
+    np.testing.assert_allclose(along, np.vdot(gradient, direction), rtol=1e-10)
+    np.testing.assert_allclose(moved, (ends[1] - ends[0]) / 2e-5, rtol=1e-5, atol=1e-8)
