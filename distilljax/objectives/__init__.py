@@ -5,10 +5,10 @@ can hold them, print them and override their fields. A weight or a temperature i
 number or a schedule: a function of the number of updates made so far.
 """
 
+from ..students.layers import evenly_spaced as evenly_spaced
 from ._features import FeatureKD as FeatureKD
 from ._features import FeatureLoss as FeatureLoss
 from ._hard import HardDistillation as HardDistillation
-from ._layers import evenly_spaced as evenly_spaced
 from ._logits import CrossEntropy as CrossEntropy
 from ._logits import Divergence as Divergence
 from ._logits import LogitKD as LogitKD
