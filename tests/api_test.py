@@ -37,7 +37,9 @@ PAGES = {"distilljax.losses": "*losses.md"}
 
 
 # Nobody makes these by hand: the example of the function that returns one shows it.
-RETURNED = {"DistillState", "Experiment", "PairedDifference", "Report", "Spread"}
+RETURNED = {
+    "DistillState", "Experiment", "Importance", "PairedDifference", "Report", "Spread",
+}  # fmt: skip
 
 
 def public_names(module: ModuleType) -> list[str]:

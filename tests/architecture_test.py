@@ -44,6 +44,8 @@ SIBLINGS = {
     ("config", "sharding"): "a config holds the rules by which parameters are placed",
     ("models", "sharding"): "a model says how its parameters lie on a mesh",
     ("objectives", "students"): "an objective over features owns its projections",
+    ("students", "models"): "a student is made of a decoder's parts",
+    ("students", "sharding"): "a config's teacher is called with rules",
     ("train", "run"): "the loop is the order in which the parts of a run act",
     ("train", "programs"): "the loop shares the programs of several runs",
     ("run", "programs"): "a run uses the programs that are compiled there",
@@ -76,6 +78,7 @@ HEAVY = {
     "safetensors": {"models.pretrained"},
     "gguf": {"models.pretrained"},
     "huggingface_hub": {"models.pretrained"},
+    "qwix": {"students"},
 }
 
 MAX_FILE_LINES = 400

@@ -5,6 +5,7 @@ can hold them, print them and override their fields. A weight or a temperature i
 number or a schedule: a function of the number of updates made so far.
 """
 
+from ..students.layers import evenly_spaced as evenly_spaced
 from ._combine import MeanOfLogits as MeanOfLogits
 from ._combine import MeanOfProbabilities as MeanOfProbabilities
 from ._combine import Only as Only
@@ -12,7 +13,6 @@ from ._combine import Routed as Routed
 from ._features import FeatureKD as FeatureKD
 from ._features import FeatureLoss as FeatureLoss
 from ._hard import HardDistillation as HardDistillation
-from ._layers import evenly_spaced as evenly_spaced
 from ._logits import CrossEntropy as CrossEntropy
 from ._logits import LogitKD as LogitKD
 from ._logits import Schedule as Schedule
