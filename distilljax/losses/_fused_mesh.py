@@ -35,7 +35,7 @@ def automatic_axes() -> dict[str, int]:
         return {}
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     free = [axis for axis, kind in kinds.items() if kind == AxisType.Auto]
-    for axis in (*POSITIONS, CLASSES):
+    for axis in ("data", WIDTH, CLASSES):
         if kinds.get(axis) == AxisType.Explicit and mesh.shape[axis] > 1:
             fail(
                 "LinearHead",
