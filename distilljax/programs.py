@@ -36,7 +36,7 @@ from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
-from distilljax.sharding import BATCH_AXES, batch_sharding, tree_shardings
+from distilljax.sharding import batch_axes, batch_sharding, tree_shardings
 from distilljax.terms import as_one_teacher, as_outputs, as_teacher
 from distilljax.workdir import fingerprint, placed
 
@@ -349,7 +349,9 @@ class Training:
         self.init: Callable[[int], DistillState] = jax.jit(
             init, out_shardings=shardings
         )
-        self.step: DistillStep = make(state_shardings=shardings, batch_axes=BATCH_AXES)
+        self.step: DistillStep = make(
+            state_shardings=shardings, batch_axes=batch_axes(mesh)
+        )
 
     @cached_property
     def update(self) -> Callable[..., Any]:
@@ -384,7 +386,7 @@ def batch_shapes(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStr
 
 def check_sizes(config: Config, mesh: Mesh) -> None:
     """Batches divide evenly over the devices, and into microbatches."""
-    shards = prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = prod(mesh.shape[axis] for axis in batch_axes(mesh))
     for name, size, parts in (
         ("loader.batch_size", config.loader.batch_size, config.accumulate),
         ("eval_batch_size", config.eval_batch_size, 1),

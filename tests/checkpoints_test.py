@@ -17,7 +17,12 @@ from flax import nnx
 
 from distilljax import make_distill_step, models, objectives
 from distilljax.checkpoints import Checkpoints, StopSignal
-from distilljax.sharding import BATCH_AXES, mesh_from_string, tree_shardings
+from distilljax.sharding import (
+    batch_axes,
+    batch_sharding,
+    mesh_from_string,
+    tree_shardings,
+)
 
 # When it cannot restore an array, Orbax drops the reading of others.
 pytestmark = pytest.mark.filterwarnings(
@@ -68,7 +73,7 @@ def training(mesh: str):
         objectives.CrossEntropy(),
         **make,
         state_shardings=shardings,
-        batch_axes=BATCH_AXES,
+        batch_axes=batch_axes(mesh),
     )
     return mesh, step, jax.jit(init, out_shardings=shardings)
 
@@ -85,8 +90,7 @@ def test_what_is_written_while_donated_steps_run_is_the_state_at_that_step(
 ):
     """On CPU an array is borrowed for writing while the next steps reuse its memory."""
     mesh, step, init = training(mesh)
-    sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXES))
-    batch = jax.device_put(BATCH, sharded)
+    batch = jax.device_put(BATCH, batch_sharding(mesh))
 
     def run(at_save):
         state = init()

@@ -27,7 +27,7 @@ typechecker = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True)
 jaxtyping.install_import_hook("distilljax", f"{__name__}.typechecker")
 
 # Helpers of the tests that are not tests get the same clear assertions.
-pytest.register_assert_rewrite("tests.losses.contract")
+pytest.register_assert_rewrite("tests.losses.contract", "tests.meshes")
 
 # The same examples in every run: a red run is a fault, and never a draw.
 hypothesis.settings.register_profile(

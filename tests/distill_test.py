@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -19,18 +18,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from distilljax import Mean, Outputs, Term, losses, make_distill_step, objectives
 from distilljax.models import ConvNet
 from distilljax.optimizers import Linear
-from distilljax.sharding import (
-    BATCH_AXES,
-    Rule,
-    batch_sharding,
-    mesh_from_string,
-    tree_shardings,
-)
+from distilljax.sharding import Rule, batch_sharding, mesh_from_string
+from tests.meshes import assert_close, assert_placed, pieces, sharded
 
 
 class Net(nnx.Module):
@@ -80,14 +73,6 @@ def run(objective, teacher, student, batch, *, steps=1, tx=None, **kwargs):
     for _ in range(steps):
         state, metrics = step.pure(state, step.teacher_state, batch)
     return state, metrics
-
-
-def assert_close(actual, expected, rtol=1e-5, atol=1e-7):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
-        actual,
-        expected,
-    )
 
 
 # --- the loss and its gradient --------------------------------------------------------
@@ -489,29 +474,6 @@ def test_the_state_is_donated(teacher):
 # --- sharding -------------------------------------------------------------------------
 
 
-def sharded(mesh_text, objective, teacher, student, batch, rules=(), **kwargs):
-    mesh = mesh_from_string(mesh_text, jax.devices()[: kwargs.pop("devices", 8)])
-    tx = optax.adam(1e-2)
-    with jax.set_mesh(mesh):
-        frozen = nnx.merge(*nnx.split(teacher))
-        state = nnx.state(frozen)
-        nnx.update(
-            frozen,
-            jax.device_put(state, tree_shardings(state, mesh, rules, min_size=1)),
-        )
-        make = partial(make_distill_step, objective, frozen, student=student, tx=tx)
-        shardings = tree_shardings(
-            jax.eval_shape(make().init, student), mesh, rules, min_size=1
-        )
-        step = make(state_shardings=shardings, batch_axes=BATCH_AXES, **kwargs)
-        state = jax.jit(make().init, out_shardings=shardings)(student)
-        batch = jax.device_put(batch, batch_sharding(mesh))
-        for _ in range(3):
-            state, metrics = step.pure(state, step.teacher_state, batch)
-        assert step.pure._cache_size() == 1
-    return state, metrics, shardings
-
-
 TENSOR = (
     Rule("inner/kernel", ("fsdp", "tensor")),
     Rule("inner/bias", ("tensor",)),
@@ -526,6 +488,7 @@ TENSOR = (
         ("data=8", ()),
         ("data=2,fsdp=4", ()),
         ("data=2,fsdp=2,tensor=2", TENSOR),
+        ("data=2,fsdp=2,tensor=2", (Rule("kernel", ("fsdp", "tensor")),)),
     ],
 )
 def test_eight_devices_equal_one(teacher, mesh, rules, accumulate):
@@ -536,15 +499,10 @@ def test_eight_devices_equal_one(teacher, mesh, rules, accumulate):
     )
     assert_close(metrics, expected, rtol=1e-5, atol=1e-6)
     assert_close(eight.params, one.params, rtol=1e-5, atol=1e-6)
-    # born sharded and still so: parameters, and moments, which are the larger part
-    for leaf, sharding in zip(
-        jax.tree.leaves(eight), jax.tree.leaves(shardings), strict=True
-    ):
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    assert_placed(eight, shardings)
     kernel = eight.opt_state[0].mu["inner"]["kernel"]
-    pieces = {shard.data.shape for shard in kernel.addressable_shards}
     parts = {"data=8": 1, "data=2,fsdp=4": 4, "data=2,fsdp=2,tensor=2": 4}[mesh]
-    assert {np.prod(p) * parts for p in pieces} == {kernel.size}
+    assert {np.prod(p) * parts for p in pieces(kernel)} == {kernel.size}
 
 
 def test_the_outputs_of_the_teacher_are_sharded_as_the_batch(teacher):
@@ -565,7 +523,7 @@ def test_the_outputs_of_the_teacher_are_sharded_as_the_batch(teacher):
     )
     assert found
     mesh = mesh_from_string("data=2,fsdp=2,tensor=2")
-    wanted = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    wanted = batch_sharding(mesh)
     for sharding in found:
         assert sharding.is_equivalent_to(wanted, 2)
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits" / "teacher.py")
 DISTILLED = str(REPOSITORY / "configs" / "digits" / "all_data.py")
+OWNING = str(REPOSITORY / "tests" / "cli" / "owning.py")
 SHORT = ["--student.hidden", "32", "--student.dropout=0", "--student.input-dropout=0"]
 SHORT += ["--loader.batch-size=96", "--mesh=data=4,fsdp=2", "--log-every-steps=1"]
 SHORT += ["--checkpoint-every-steps=5", "--eval-every-steps=10"]
@@ -159,6 +160,30 @@ def test_a_teacher_is_restored_onto_the_mesh_of_two_processes(alone, tmp_path):
     teacher = json.loads((alone / "results.json").read_text())["student"]
     assert results["teacher"]["accuracy"] == teacher["accuracy"]
     assert results["teacher"]["nll"] == pytest.approx(teacher["nll"], rel=1e-5)
+
+
+def numbers(record: dict) -> dict[str, float]:
+    """What does not depend on the clock."""
+    left_out = {"split", "seconds", "examples_per_second"}
+    return {name: x for name, x in record.items() if name not in left_out}
+
+
+def test_what_an_objective_owns_is_the_same_on_two_processes(tmp_path):
+    """A projection with its moments, and a queue of what all of them have seen."""
+    words = ["--seeds=0", "--steps=10"]
+    run(1, tmp_path / "alone", *words, config=OWNING)
+    run(2, tmp_path / "together", *words, config=OWNING)
+    for arm, owned in (
+        ("projection", "['params']['objective']['hint']"),
+        ("queue", "['objective_state']['crowd']['queue']"),
+    ):
+        one, two = (tmp_path / who / arm / "seed_0" for who in ("alone", "together"))
+        assert any(path.startswith(owned) for path in saved_arrays(two, 10))
+        assert_close(one, two, 10)
+        ours, theirs = ([numbers(r) for r in records(w)] for w in (one, two))
+        assert len(ours) == len(theirs) == 10
+        for a, b in zip(ours, theirs, strict=True):
+            assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
 
 
 def test_sigterm_to_one_of_two_saves_the_same_step_on_both(tmp_path):

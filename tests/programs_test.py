@@ -6,13 +6,15 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from distilljax import data, objectives
+from distilljax import data, objectives, students
 from distilljax.config import load_experiment
 from distilljax.programs import Programs, batch_shapes, check_sizes
-from distilljax.sharding import BATCH_AXES, Rule, mesh_from_string
+from distilljax.sharding import Rule, batch_sharding, mesh_from_string
+from tests.meshes import pieces
 
 TINY = Path(__file__).parent / "cli" / "tiny.py"
 
@@ -88,6 +90,35 @@ def test_a_teacher_is_put_onto_the_mesh_once(tiny):
         .teacher(config, mesh_from_string("data=1", jax.devices()[:1]))
         .fingerprint
     )
+
+
+def test_what_an_objective_owns_is_placed_with_the_rest(tiny):
+    """A projection and its moments are parameters; of a queue each device reads all."""
+    mesh = mesh_from_string("data=2,fsdp=2,tensor=2")
+    hint = objectives.FeatureKD(
+        {"layers/0": "layers/0"}, projection=students.Projection(64, 32)
+    )
+    crowd = objectives.ContrastiveKD(
+        "layers/0", "layers/0", 64, 32, width=32, queue_size=64
+    )
+    config = replace(
+        tiny,
+        student=replace(tiny.student, hidden=(64,)),
+        teacher=replace(tiny.teacher, width=32),
+        objective=objectives.Sum({"hint": hint, "crowd": crowd}),
+        student_rules=(Rule("hint/.*/projection/kernel", (None, "tensor")),),
+        ema_decay=0.9,
+    )
+    with jax.set_mesh(mesh):
+        state = Programs().training(config, mesh).init(0)
+    moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
+    for tree in (state.params, state.ema, *moments):
+        own = tree["objective"]
+        by_rule = own["hint"]["layers/0"]["projection"]["kernel"]
+        assert pieces(by_rule) == {(64, 16)}
+        assert pieces(own["crowd"]["projection"]["kernel"]) == {(32, 32)}  # over fsdp
+        assert pieces(own["crowd"]["projection"]["bias"]) == {(32,)}
+    assert pieces(state.objective_state["crowd"]["queue"].features) == {(64, 32)}
 
 
 EVALUATED = []
@@ -204,8 +235,7 @@ def test_what_a_model_raises_says_what_it_was_given(tiny, mesh):
 def test_shapes_of_a_batch_are_those_that_are_sent(tiny):
     mesh = mesh_from_string("data=8")
     batch = next(tiny.loader(tiny.data(), seed=0))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXES))
-    sent, _ = next(data.prefetch_to_device([batch], sharding))
+    sent, _ = next(data.prefetch_to_device([batch], batch_sharding(mesh)))
     shapes = batch_shapes(batch)
     assert {k: (x.shape, x.dtype) for k, x in sent.items()} == {
         k: (x.shape, x.dtype) for k, x in shapes.items()

@@ -125,8 +125,8 @@ def prefetch_to_device(
 
     Args:
       batches: What a Loader or `eval_batches` returned. The rows of process i are the
-        i-th run of the global batch, which is how meshes order the devices of
-        processes.
+        i-th run of the global batch where meshes order devices by process, and else
+        those of its devices.
       sharding: Of every array; its first axis is the batch.
       depth: How many batches are on the devices or on their way, besides the one that
         was last yielded.

@@ -101,9 +101,11 @@ class Evaluator:
         self, params: PyTree, rest: PyTree, teacher_state: PyTree, batches: Iterable
     ) -> Evaluation:
         """Run over device batches that have `inputs`, `labels` and `loss_mask`."""
-        results, lead = [], max_lead()
+        results, read, lead = [], [], max_lead()
         for batch in batches:
             results.append(self._run(params, rest, teacher_state, batch))
+            labels = batch["labels"]
+            read.append(_as_read(labels.sharding, labels.shape))
             if len(results) > lead:
                 jax.block_until_ready(results[-1 - lead])
         if not results:
@@ -114,19 +116,36 @@ class Evaluator:
         sums, teacher_sums, z, v, labels, where = zip(
             *jax.device_get(results), strict=True
         )
-        keep = np.concatenate(where).astype(bool)
 
         def total(parts):
             return jax.tree.map(lambda *xs: _total(np.stack(xs)), *parts)
+
+        def rows(parts):
+            in_order = (x[order] for x, order in zip(parts, read, strict=True))
+            return np.concatenate(list(in_order))
+
+        keep = rows(where).astype(bool)
 
         has_teacher = teacher_sums[0] is not None
         return Evaluation(
             student=summarize(total(sums)),
             teacher=summarize(total(teacher_sums)) if has_teacher else None,
-            labels=np.concatenate(labels)[keep],
-            student_predictions=np.concatenate(z)[keep],
-            teacher_predictions=np.concatenate(v)[keep] if has_teacher else None,
+            labels=rows(labels)[keep],
+            student_predictions=rows(z)[keep],
+            teacher_predictions=rows(v)[keep] if has_teacher else None,
         )
+
+
+def _as_read(sharding: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The rows of a batch in the order of the examples: those of process 0, of 1, ...
+
+    A process puts its run where its devices lie, which may be in several places.
+    """
+    runs = {
+        (device.process_index, *index[0].indices(shape[0])[:2])
+        for device, index in sharding.devices_indices_map(shape).items()
+    }
+    return np.concatenate([np.arange(start, stop) for _, start, stop in sorted(runs)])
 
 
 def _total(sums: np.ndarray) -> np.ndarray:

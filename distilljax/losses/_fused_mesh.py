@@ -22,7 +22,6 @@ from jaxtyping import Array
 from distilljax._checks import fail
 from distilljax.losses._products import Products
 
-POSITIONS = ("data", "fsdp")
 WIDTH = "fsdp"
 CLASSES = "tensor"
 # A kernel is gathered in this many slices, or the next number that divides it.
@@ -36,7 +35,7 @@ def automatic_axes() -> dict[str, int]:
         return {}
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     free = [axis for axis, kind in kinds.items() if kind == AxisType.Auto]
-    for axis in (*POSITIONS, CLASSES):
+    for axis in ("data", WIDTH, CLASSES):
         if kinds.get(axis) == AxisType.Explicit and mesh.shape[axis] > 1:
             fail(
                 "LinearHead",
@@ -51,7 +50,10 @@ def automatic_axes() -> dict[str, int]:
 
 def position_axes() -> tuple[str, ...]:
     """The axes of the mesh that is set over which positions are split."""
-    return tuple(axis for axis in POSITIONS if axis in automatic_axes())
+    axes = automatic_axes()
+    # the outer one first, as `sharding.batch_axes` splits a batch: no row has to move
+    order = (WIDTH, "data") if CLASSES in axes else ("data", WIDTH)
+    return tuple(axis for axis in order if axis in axes)
 
 
 def has_split_classes() -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,39 +41,62 @@ class RelationKD(LayerPairs):
     Losses: `rkd_distance`, `rkd_angle`, `similarity_preserving`,
     `probabilistic_transfer`, `correlation_congruence`, `embedding_relation`,
     `linear_cka`; of the channels of an image `interchannel_correlation`; of the logits
-    `dist`. They look at one microbatch at a time, so accumulation changes them.
+    `dist`. They look at one microbatch at a time, so accumulation changes them. Their
+    values are of very different sizes, and so are their usual weights.
 
     Reference: Park et al., "Relational Knowledge Distillation", CVPR 2019,
     arXiv 1904.05068, equation 4.
 
     Example:
-      >>> student = Outputs(features={"out": jnp.array([[0.0], [1.0], [2.0]])})
-      >>> teacher = Outputs(features={"out": jnp.array([[0.0, 0.0], [3.0, 4.0],
-      ...                                               [6.0, 8.0]])})
-      >>> objective = RelationKD({"out": "out"}, losses.linear_cka)
+      >>> student = Outputs(features={"out": jnp.array([[0.0], [1.0], [3.0]])})
+      >>> teacher = Outputs(features={"out": jnp.array([[0.0], [2.0], [4.0]])})
+      >>> objective = RelationKD({"out": "out"}, weight=25.0)
       >>> terms = objective(student, teacher, {})
-      >>> round(float(terms["out"].mean().value), 6)    # the same, larger
-      0.0
+      >>> round(float(terms["out"].mean().value), 6)    # 2/9 (1/32 + 1/32)
+      0.013889
     """
 
-    loss: FeatureLoss
-    """`(student, teacher, where=mask) -> value of the batch`, or one per example."""
+    loss: FeatureLoss = losses.rkd_distance
+    """`(student, teacher, where=mask) -> value of the batch`, or one per example. The
+    default knows the whole form of the cloud but for its size, needs no temperature,
+    and is usually given the weight 25."""
     weight: float | Schedule = 1.0
     """Weight of the mean over the pairs of layers."""
     flatten: bool = False
-    """Make one row of all values of an example, such as an image's feature map; else
-    every position is a point of its own."""
+    """Make one point of each example, of all its values: for feature maps of images.
+    Else every position is a point of its own. `interchannel_correlation` takes maps as
+    they are."""
 
     def __call__(self, student: Outputs, teacher: Any, batch: Batch) -> dict[str, Term]:
         """One term for each pair of layers, named by the path in the student."""
         weight = value_at(self.weight, batch) / len(self.layers)
         terms = {}
         for names in self.layers.items():
-            s, v = self._pair(student, teacher, names)
+            # zeros in padding: an example that counts may have some
+            s, v = (_unpadded(x, batch) for x in self._pair(student, teacher, names))
             if self.flatten:
                 s, v = (jnp.reshape(x, (x.shape[0], -1)) for x in (s, v))
-            terms[names[0]] = term_of("RelationKD", self.loss, s, v, batch, weight)
+            with _flatten_in_errors(s):
+                term = term_of("RelationKD", self.loss, s, v, batch, weight)
+            terms[names[0]] = term
         return terms
+
+
+@contextlib.contextmanager
+def _flatten_in_errors(features: Array) -> Iterator[None]:
+    """Add to what a loss says of images how they become points."""
+    try:
+        yield
+    except ValueError as error:
+        if features.ndim > 3:
+            error.add_note("(RelationKD(..., flatten=True) makes a point of an image.)")
+        raise
+
+
+def _unpadded(x: Array, batch: Batch) -> Array:
+    """Features with zeros where the mask is false."""
+    mask = mask_for("RelationKD", batch, x.shape[:-1])
+    return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
 @dataclass(frozen=True)

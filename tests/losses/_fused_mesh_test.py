@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distilljax import losses
 from distilljax.losses import LinearHead, fused_divergence
-from distilljax.sharding import BATCH_AXES, mesh_from_string
+from distilljax.sharding import batch_sharding, mesh_from_string
 from tests.losses.contract import UNOPTIMIZED
 
 BATCH, TIME, WIDTH, TEACHER_WIDTH, CLASSES, CHUNK = 8, 6, 8, 12, 128, 3
@@ -68,7 +68,7 @@ def on_one_device(divergence):
 
 def on_mesh(mesh, args, options):
     """The compiled program, and its arguments as a large run would hold them."""
-    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    rows = batch_sharding(mesh)
     kernel = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
 
     def place(head):
