@@ -70,15 +70,16 @@ def test_a_quantised_teacher_teaches(scan):
         {
             "logits": objectives.LogitKD(ce_weight=0.0),
             "features": objectives.FeatureKD({"layers/1/mlp": "layers/1/mlp/down"}),
-        }
+        },
+        {"features": 0.01},
     )
-    step = make_distill_step(objective, teacher, student=student, tx=optax.adam(0.01))
+    step = make_distill_step(objective, teacher, student=student, tx=optax.adam(3e-3))
     state = step.init(student)
     _, metrics = step.pure(state, step.teacher_state, BATCH)
-    optimizer = nnx.Optimizer(student, optax.adam(0.01), wrt=nnx.Param)
-    kls = [float(step(student, optimizer, BATCH)["kl"].value) for _ in range(5)]
+    optimizer = nnx.Optimizer(student, optax.adam(3e-3), wrt=nnx.Param)
+    kls = [float(step(student, optimizer, BATCH)["kl"].value) for _ in range(12)]
     np.testing.assert_allclose(metrics["kl"].value, kls[0], rtol=1e-5)
-    assert kls[-1] < kls[0]
+    assert kls[-1] < 0.8 * kls[0]
     jax.tree.map(np.testing.assert_array_equal, arrays_of(teacher), before)
 
 
