@@ -73,6 +73,7 @@ def test_over_4_bit_weights_it_is_merged_to_the_same():
 def test_updates_and_projections_are_trained_together(options, pure):
     """Both, and nothing else: the filter of one must not forget the other."""
     teacher = decoder(5, num_layers=2, width=24, scan=True)
+    options = {**options, "modules": r".*/(query|up)"}
     student = add_lora(decoder(num_layers=2), rank=2, rngs=nnx.Rngs(1), **options)
     projected = objectives.FeatureKD(
         {"layers/1": "layers/1"}, projection=Projection(16, 24), weight=0.01

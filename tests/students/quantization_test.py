@@ -17,11 +17,20 @@ from tests.students.small import BATCH, arrays_of, decoder, logits_of
 
 pytest.importorskip("qwix")
 
+UP = r"layers/.*mlp/up"
+INPUTS = {"inputs": jax.random.normal(jax.random.key(3), (32, 16))}
+
+
+def net(seed):
+    rngs = nnx.Rngs(seed)
+    maps = nnx.Linear(16, 24, rngs=rngs), nnx.relu, nnx.Linear(24, 6, rngs=rngs)
+    return nnx.Sequential(*maps)
+
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_kernels_are_kept_in_few_bits(scan):
     teacher = decoder(num_layers=2, scan=scan, tied=False)
-    small = quantize_weights(teacher, "int4", tile_size=4)
+    small = quantize_weights(teacher, "int4", tile_size=4, modules=UP)
     kinds = {x.dtype for path, x in arrays_of(small).items() if "qvalue" in path}
     assert kinds == {jnp.dtype(jnp.int4)}
     layer = small.layers if scan else small.layers[1]
@@ -35,58 +44,56 @@ def test_kernels_are_kept_in_few_bits(scan):
 
 
 def test_more_bits_drift_less():
-    teacher = decoder(num_layers=2)
-    found = {
-        bits: drift(quantize_weights(teacher, bits, tile_size=tile), teacher, [BATCH])
-        for bits, tile in (("int8", None), ("int4", None))
+    teacher = net(0)
+    kl = {
+        bits: drift(quantize_weights(teacher, bits), teacher, [INPUTS])["kl"].value
+        for bits in ("int8", "int4")
     }
-    assert 0 < found["int8"]["kl"].value < 0.05 * found["int4"]["kl"].value
-    assert found["int8"]["agreement"].count == 4 * 8
+    assert 0 < kl["int8"] < 0.05 * kl["int4"]
 
 
 def test_the_drift_is_the_kl_of_the_two():
-    original, changed = decoder(0, num_layers=1), decoder(1, num_layers=1)
-    mask = jnp.arange(8)[None].repeat(4, 0) < 6
-    parts = [
-        {"tokens": BATCH["tokens"][i : i + 2], "loss_mask": mask[i : i + 2]}
-        for i in (0, 2)
-    ]
+    original, changed = net(0), net(1)
+    x, counts = INPUTS["inputs"], jnp.arange(32) % 3 > 0
+    parts = [{"inputs": x[i], "loss_mask": counts[i]} for i in (np.s_[:20], np.s_[20:])]
     found = drift(changed, original, parts)
-    q, p = logits_of(changed), logits_of(original)
-    want = losses.forward_kl(q, p)[:, :6].mean()
+    q, p = changed(x)[counts], original(x)[counts]
+    want = losses.forward_kl(q, p).mean()
     np.testing.assert_allclose(found["kl"].value, want, rtol=1e-5)
-    same = (q.argmax(-1) == p.argmax(-1))[:, :6].mean()
+    same = (q.argmax(-1) == p.argmax(-1)).mean()
     np.testing.assert_allclose(found["agreement"].value, same, rtol=1e-6)
-    assert drift(original, original, [BATCH])["kl"].value == 0
+    assert found["kl"].count == counts.sum()
+    assert drift(original, original, [INPUTS])["kl"].value == 0
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_quantised_teacher_teaches(scan):
     """Frozen, in both layers of the step, its features captured through the scan."""
-    teacher = quantize_weights(decoder(num_layers=2, scan=scan), "int4", tile_size=8)
+    whole = decoder(num_layers=2, scan=scan)
+    teacher = quantize_weights(whole, "int4", tile_size=8, modules=r"layers/.*mlp/.*")
     before = jax.tree.map(np.array, arrays_of(teacher))
     student = decoder(7, num_layers=2)
     objective = objectives.Sum(
         {
             "logits": objectives.LogitKD(ce_weight=0.0),
             "features": objectives.FeatureKD({"layers/1/mlp": "layers/1/mlp/down"}),
-        },
-        {"features": 0.01},
+        }
     )
-    step = make_distill_step(objective, teacher, student=student, tx=optax.adam(3e-3))
+    step = make_distill_step(objective, teacher, student=student, tx=optax.adam(1e-3))
     state = step.init(student)
     _, metrics = step.pure(state, step.teacher_state, BATCH)
-    optimizer = nnx.Optimizer(student, optax.adam(3e-3), wrt=nnx.Param)
-    kls = [float(step(student, optimizer, BATCH)["kl"].value) for _ in range(12)]
-    np.testing.assert_allclose(metrics["kl"].value, kls[0], rtol=1e-5)
-    assert kls[-1] < 0.8 * kls[0]
+    optimizer = nnx.Optimizer(student, optax.adam(1e-3), wrt=nnx.Param)
+    found = [float(step(student, optimizer, BATCH)["loss"].value) for _ in range(5)]
+    np.testing.assert_allclose(metrics["loss"].value, found[0], rtol=1e-5)
+    assert found[-1] < found[0]
     jax.tree.map(np.testing.assert_array_equal, arrays_of(teacher), before)
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_student_trains_as_the_quantised_one_that_it_will_be(scan):
     plain = decoder(num_layers=2, scan=scan)
-    student = fake_quantize(plain, "int4", tile_size=8)
+    options = {"tile_size": 8, "modules": r"layers/.*mlp/.*"}
+    student = fake_quantize(plain, "int4", **options)
     assert arrays_of(student).keys() == arrays_of(plain).keys()
     teacher = decoder(3, num_layers=2)
     step = make_distill_step(objectives.LogitKD(ce_weight=0.0), teacher)
@@ -94,7 +101,7 @@ def test_a_student_trains_as_the_quantised_one_that_it_will_be(scan):
     kls = [float(step(student, optimizer, BATCH)["kl"].value) for _ in range(6)]
     assert kls[-1] < kls[0]
     nnx.update(plain, nnx.state(student))
-    final = quantize_weights(plain, "int4", tile_size=8)
+    final = quantize_weights(plain, "int4", **options)
     np.testing.assert_allclose(logits_of(student), logits_of(final), atol=1e-5)
     assert np.abs(logits_of(student) - logits_of(plain)).max() > 1e-3
 
