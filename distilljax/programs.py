@@ -33,7 +33,7 @@ from distilljax._functional import (
 from distilljax.config import Config, to_json
 from distilljax.data import Source, load_in_memory, prefetch_to_device
 from distilljax.data.pipeline import _fits_in_memory
-from distilljax.distill import DistillState, DistillStep, make_distill_step
+from distilljax.distill import DistillStep, make_distill_step
 from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
 from distilljax.sharding import batch_axes, batch_sharding, tree_shardings
@@ -346,12 +346,9 @@ class Training:
         like = placed(replace(shapes, objective_state=None), mesh, rules)
         self.like = replace(like, objective_state=own)
         shardings = jax.tree.map(lambda x: x.sharding, self.like)
-        self.init: Callable[[int], DistillState] = jax.jit(
-            init, out_shardings=shardings
-        )
-        self.step: DistillStep = make(
-            state_shardings=shardings, batch_axes=batch_axes(mesh)
-        )
+        self.init = jax.jit(init, out_shardings=shardings)
+        axes = batch_axes(mesh)
+        self.step: DistillStep = make(state_shardings=shardings, batch_axes=axes)
 
     @cached_property
     def update(self) -> Callable[..., Any]:

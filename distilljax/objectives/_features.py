@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from distilljax import losses
@@ -47,15 +46,6 @@ def feature_of(function: str, outputs: Any, name: str, whose: str) -> Any:
             sorted(known),
             "make_distill_step captures the paths that its objective names; for "
             "outputs of your own, return Outputs(logits, features={...}) with it.",
-        )
-    if not isinstance(known[name], jax.Array | np.ndarray):
-        fail(
-            function,
-            f"the {whose}'s {name!r}",
-            "be a dense array",
-            type(known[name]).__name__,
-            "Return it from the forward as one, features={'dense': head.logits()}.",
-            TypeError,
         )
     return known[name]
 

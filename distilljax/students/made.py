@@ -78,7 +78,7 @@ class Made:
       >>> made = students.keep_layers(teacher, 2)
       >>> objective = objectives.FeatureKD(made.layers)
       >>> round(made.parameters.ratio, 2)
-      0.55
+      0.53
     """
 
     student: Any

@@ -115,8 +115,9 @@ def projected_embedding(
 
     Example:
       >>> x = jnp.array([[3.0, 3.0], [1.0, -1.0], [-2.0, -2.0]])
-      >>> jnp.round(projected_embedding(x, 1), 3).tolist()     # along (1, 1)
-      [[4.243], [0.0], [-2.828]]
+      >>> along = projected_embedding(x, 1)[:, 0]                 # (1, 1) / sqrt(2)
+      >>> [round(float(value), 3) for value in along]
+      [4.243, 0.0, -2.828]
     """
     _check_narrower("projected_embedding", embedding, width)
     x_vd = embedding.astype(jnp.float32)

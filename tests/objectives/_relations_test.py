@@ -189,5 +189,5 @@ def test_images_that_are_no_points_yet_and_heads_are_said_with_the_fix():
             RelationKD({"h": "h"}, loss)(images, images, batch)
         assert "flatten=True" in "".join(caught.value.__notes__)
     head = Outputs(losses.LinearHead(jnp.ones((4, 3)), jnp.ones((3, 5))))
-    with pytest.raises(TypeError, match=r"'logits' must be a dense .*got LinearHead"):
+    with pytest.raises(TypeError, match=r"'logits' must be an array, got LinearHead"):
         RelationKD({"logits": "logits"}, losses.dist)(head, head, batch)
