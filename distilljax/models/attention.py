@@ -77,7 +77,9 @@ def dot_product_attention(
         return lambda q, k, v, s: implementation(q, k, v, segment_ids=s, **options)
 
     devices = {"tpu": choice(splash_attention)}
-    if not _cudnn_lacks(query, segment_ids, causal, window, softcap):
+    # All branches are traced, and that of cuDNN fails where there is none.
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not _cudnn_lacks(query, segment_ids, causal, window, softcap):
         devices["cuda"] = choice(cudnn_attention)
     return jax.lax.platform_dependent(
         query, key, value, segment_ids, default=choice(blocked_attention), **devices

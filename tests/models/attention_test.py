@@ -259,3 +259,9 @@ def test_what_cudnn_has_not_is_refused(options, message):
     q, k, v, _ = inputs()
     with pytest.raises(ValueError, match=message):
         cudnn_attention(q, k, v, **options)
+
+
+def test_bfloat16_needs_no_cudnn():
+    """What cuDNN could do is traced only where there is a GPU."""
+    x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
+    assert dot_product_attention(x, x, x).dtype == jnp.bfloat16
