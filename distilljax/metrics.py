@@ -38,9 +38,14 @@ def max_lead() -> int:
 
 
 class Window:
-    """The metrics of the steps since the last flush, still on the devices."""
+    """The metrics of the steps since the last flush, still on the devices.
 
-    def __init__(self):
+    Args:
+      num_readers: How many processes, or groups of them, read rows of their own.
+    """
+
+    def __init__(self, num_readers: int = 1):
+        self._num_readers = num_readers
         self._pending: list[tuple[int, dict[str, Mean], np.ndarray]] = []
         self._examples = 0
         self._since = time.perf_counter()
@@ -52,7 +57,7 @@ class Window:
         Waits for the step `max_lead` before this one; nothing is fetched.
         """
         self._pending.append((step, metrics, index))
-        self._examples += len(index) * jax.process_count()
+        self._examples += len(index) * self._num_readers
         if len(self._pending) > self._max_lead:
             jax.block_until_ready(self._pending[-1 - self._max_lead][1])
 

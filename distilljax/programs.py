@@ -33,6 +33,7 @@ from distilljax._functional import (
 from distilljax.config import Config, to_json
 from distilljax.data import Source, load_in_memory, prefetch_to_device
 from distilljax.data.pipeline import _fits_in_memory
+from distilljax.data.prefetch import this_process
 from distilljax.distill import DistillStep, make_distill_step
 from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
@@ -237,7 +238,9 @@ class Student:
     ) -> Evaluation:
         """Quality of these parameters, and of the teacher, on a source."""
         batches = config.loader.eval_batches(
-            source, batch_size=config.eval_batch_size, **this_process()
+            source,
+            batch_size=config.eval_batch_size,
+            **this_process(self._sharding),
         )
         sent = (batch for batch, _ in prefetch_to_device(batches, self._sharding))
         if self.teacher is not None:
@@ -366,14 +369,10 @@ class Training:
         step.eval_shape(self.like, self.step.teacher_state, batch)
 
 
-def this_process() -> dict[str, int]:
-    """Which of the processes this is, as loaders want to know it."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-
-def batch_shapes(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global shapes of what is sent to the devices, from this process's rows."""
-    count = jax.process_count()
+def batch_shapes(
+    batch: Mapping[str, np.ndarray], count: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global shapes of what is sent to the devices, from one of `count` runs."""
     return {
         name: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype)
         for name, x in batch.items()

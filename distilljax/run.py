@@ -17,6 +17,7 @@ from distilljax._checks import fail
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config
 from distilljax.data import Arrays, check_signal
+from distilljax.data.prefetch import this_process
 from distilljax.data.text import check_vocabulary
 from distilljax.losses import SampledLogits, SparseLogits
 from distilljax.metrics import (
@@ -26,7 +27,8 @@ from distilljax.metrics import (
     trace_steps,
     write_atomically,
 )
-from distilljax.programs import Programs, batch_shapes, this_process
+from distilljax.programs import Programs, batch_shapes
+from distilljax.sharding import batch_sharding
 from distilljax.workdir import machine, read_json, today, versions
 
 # What the validation split is measured by, and which value is the best; the last two
@@ -62,7 +64,8 @@ class Run:
         self.source = self.open(config.data)
         self.teacher = programs.teacher(config, mesh)
         self.student = programs.student(config, mesh)
-        self.iterator = config.loader(self.source, seed=config.seed, **this_process())
+        self.reader = this_process(batch_sharding(mesh))
+        self.iterator = config.loader(self.source, seed=config.seed, **self.reader)
         self.training = programs.training(config, mesh)
 
     def open(self, part: Any) -> Any:
@@ -113,7 +116,7 @@ class Run:
     def check(self) -> None:
         """Whatever can be found wrong before anything is computed or written."""
         before = self.iterator.get_state()
-        batch = batch_shapes(next(self.iterator))
+        batch = batch_shapes(next(self.iterator), self.reader["process_count"])
         self.iterator.set_state(before)
         self.num_classes = self.student.num_classes(batch)
         self.check_labels("data", self.source)

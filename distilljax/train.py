@@ -87,7 +87,8 @@ def train(
             batches: Any = prefetch_to_device(
                 run.iterator, batch_sharding(mesh), check=run.check_batch
             )
-            update, window = run.training.update, Window()
+            update = run.training.update
+            window = Window(num_readers=run.reader["process_count"])
             with (
                 run.writers(title, start) as (log, advance),
                 run.profile(profile, start) as trace,

@@ -50,6 +50,18 @@ def test_a_window_divides_once():
     assert window.flush()["accuracy"] == 0.0  # nothing counted
 
 
+def test_the_rate_counts_the_rows_of_all_who_read(monkeypatch):
+    """Of processes that read the same rows, each row counts once."""
+    for num_readers in (1, 2):
+        clock = iter([0.0, 4.0])
+        monkeypatch.setattr("time.perf_counter", lambda clock=clock: next(clock))
+        window = Window(num_readers)
+        for step in (1, 2):
+            window.add(step, metrics(1.0), INDEX)
+        rate = window.flush()["examples_per_second"]
+        assert rate == num_readers * 2 * len(INDEX) / 4
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_step_that_is_not_finite_is_named(value):
     window = Window()

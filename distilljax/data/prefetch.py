@@ -90,8 +90,7 @@ class DevicePrefetch:
         return arrays, batch["index"], self._source_state()
 
     def _check(self, index: np.ndarray) -> None:
-        processes = {device.process_index for device in self._sharding.device_set}
-        rows = len(index) * len(processes)
+        rows = len(index) * this_process(self._sharding)["process_count"]
         try:
             self._sharding.shard_shape((rows,))
         except ValueError as error:
@@ -102,6 +101,35 @@ class DevicePrefetch:
                 f"{len(self._sharding.device_set)} devices ({error})",
                 "Change the batch size, or the data axes of the mesh.",
             )
+
+
+def this_process(sharding: jax.sharding.Sharding) -> dict[str, int]:
+    """Which run of a batch this process reads, and of how many, as loaders take it.
+
+    Processes whose devices hold the same rows, because an axis that does not split the
+    batch lies across them, read the same run.
+    """
+    held = _held(sharding, (sharding.num_devices,))
+    runs = sorted(set(held.values()))
+    own = runs.index(held[jax.process_index()])
+    return {"process_index": own, "process_count": len(runs)}
+
+
+def as_read(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray:
+    """The rows of a global batch in the order in which they were read, run by run."""
+    runs = sorted(set(_held(sharding, shape).values()))
+    return np.concatenate([np.arange(*piece) for run in runs for piece in run])
+
+
+def _held(
+    sharding: jax.sharding.Sharding, shape: tuple[int, ...]
+) -> dict[int, tuple[tuple[int, int], ...]]:
+    """The pieces of the first axis that each process holds, from where to where."""
+    held: dict[int, set[tuple[int, int]]] = {}
+    for device, index in sharding.devices_indices_map(shape).items():
+        start, stop, _ = index[0].indices(shape[0])
+        held.setdefault(device.process_index, set()).add((start, stop))
+    return {process: tuple(sorted(pieces)) for process, pieces in held.items()}
 
 
 def prefetch_to_device(
@@ -124,9 +152,9 @@ def prefetch_to_device(
     transfers are made: it works under ``jax.transfer_guard("disallow")``.
 
     Args:
-      batches: What a Loader or `eval_batches` returned. The rows of process i are the
-        i-th run of the global batch where meshes order devices by process, and else
-        those of its devices.
+      batches: What a Loader or `eval_batches` returned, for the run of the batch that
+        this process is to read. Its rows lie where its devices do: in one piece, if the
+        mesh orders them so.
       sharding: Of every array; its first axis is the batch.
       depth: How many batches are on the devices or on their way, besides the one that
         was last yielded.

@@ -18,6 +18,7 @@ from distilljax._functional import (
     default_forward,
     split_module,
 )
+from distilljax.data.prefetch import as_read
 from distilljax.evaluation.measures import measure, summarize
 from distilljax.losses import LinearHead
 from distilljax.losses._heads import first_classes, join_chunks, map_chunks
@@ -105,7 +106,7 @@ class Evaluator:
         for batch in batches:
             results.append(self._run(params, rest, teacher_state, batch))
             labels = batch["labels"]
-            read.append(_as_read(labels.sharding, labels.shape))
+            read.append(as_read(labels.sharding, labels.shape))
             if len(results) > lead:
                 jax.block_until_ready(results[-1 - lead])
         if not results:
@@ -134,18 +135,6 @@ class Evaluator:
             student_predictions=rows(z)[keep],
             teacher_predictions=rows(v)[keep] if has_teacher else None,
         )
-
-
-def _as_read(sharding: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The rows of a batch in the order of the examples: those of process 0, of 1, ...
-
-    A process puts its run where its devices lie, which may be in several places.
-    """
-    runs = {
-        (device.process_index, *index[0].indices(shape[0])[:2])
-        for device, index in sharding.devices_indices_map(shape).items()
-    }
-    return np.concatenate([np.arange(start, stop) for _, start, stop in sorted(runs)])
 
 
 def _total(sums: np.ndarray) -> np.ndarray:

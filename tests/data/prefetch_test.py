@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from distilljax.data import Arrays, Loader, eval_batches, prefetch_to_device
+from distilljax.data.prefetch import as_read, this_process
 
 SOURCE = Arrays(np.arange(40, dtype=np.uint8).reshape(20, 2), np.arange(20) % 10, 10)
 LOADER = Loader(8, scale=2.0)
@@ -192,6 +194,46 @@ TWO_PROCESSES = """
     assert ahead.get_state() == whole.get_state()
     print("the same")
 """
+
+
+class _Device(NamedTuple):
+    process_index: int
+    number: int
+
+
+class _Held(jax.sharding.Sharding):
+    """Of one axis: the first row of two that each device of each process holds."""
+
+    def __init__(self, *starts):
+        self.starts = starts
+
+    @property
+    def num_devices(self):
+        return sum(map(len, self.starts))
+
+    def devices_indices_map(self, global_shape):
+        return {
+            _Device(process, number): (slice(start, start + 2),)
+            for process, starts in enumerate(self.starts)
+            for number, start in enumerate(starts)
+        }
+
+
+@pytest.mark.parametrize(
+    ("held", "own", "count", "order"),
+    [
+        (_Held((0, 2), (4, 6)), 0, 2, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (_Held((0, 4), (2, 6)), 0, 2, [0, 1, 4, 5, 2, 3, 6, 7]),  # fsdp outside
+        (_Held((2, 6), (0, 4)), 1, 2, [0, 1, 4, 5, 2, 3, 6, 7]),
+        (_Held((0, 0), (2, 2), (0, 0), (2, 2)), 0, 2, [0, 1, 2, 3]),
+        (_Held((0, 2), (0, 2)), 0, 1, [0, 1, 2, 3]),  # tensor across processes
+    ],
+)
+def test_processes_read_the_rows_that_their_devices_hold(held, own, count, order):
+    """Those that hold the same read the same, and rows come back as they were read."""
+    found = this_process(held)
+    assert found == {"process_index": own, "process_count": count}
+    np.testing.assert_array_equal(as_read(held, (len(order),)), order)
 
 
 @pytest.mark.slow

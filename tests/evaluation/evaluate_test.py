@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax.evaluation.evaluate import Evaluator, _as_read, _measure_all
+from distilljax.evaluation.evaluate import Evaluator, _measure_all
 from distilljax.losses import LinearHead
 from distilljax.sharding import mesh_from_string
 
@@ -44,22 +42,6 @@ def test_batches_are_added_in_float64():
     found = Evaluator(student, None, mesh=mesh)(params, rest, None, batches)
     assert found.student["nll"] * 6 == pytest.approx(2**24 + 5, abs=1e-2)
     assert found.student["num_examples"] == 6
-
-
-def test_rows_come_back_in_the_order_of_the_examples():
-    """Two processes with two runs each, which alternate; each run is held twice."""
-    places = [(0, 0), (1, 2), (0, 4), (1, 6)] * 2
-    held = {
-        _Device(process, number): (slice(row, row + 2),)
-        for number, (process, row) in enumerate(places)
-    }
-    sharding = SimpleNamespace(devices_indices_map=lambda shape: held)
-    np.testing.assert_array_equal(_as_read(sharding, (8,)), [0, 1, 4, 5, 2, 3, 6, 7])
-
-
-class _Device(NamedTuple):
-    process_index: int
-    number: int
 
 
 @pytest.mark.parametrize("axes", [None, "data=2,fsdp=2,tensor=2", "data=8"])
