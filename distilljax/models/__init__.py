@@ -8,6 +8,13 @@ from .convnet import ConvNet as ConvNet
 from .decoder import DECODER_RULES as DECODER_RULES
 from .decoder import Decoder as Decoder
 from .decoder import DecoderConfig as DecoderConfig
+from .encoder import ENCODER_RULES as ENCODER_RULES
+from .encoder import Encoder as Encoder
+from .encoder import EncoderConfig as EncoderConfig
+from .encoder import exact_gelu as exact_gelu
+from .encoder import first_token as first_token
+from .encoder import mean_pool as mean_pool
+from .encoder import sentence_embedding as sentence_embedding
 from .mlp import MLP as MLP
 from .pretrained import load_pretrained as load_pretrained
 from .pretrained import save_pretrained as save_pretrained

@@ -16,6 +16,7 @@ from flax import nnx
 
 from distilljax._checks import fail
 from distilljax.models.decoder import DecoderConfig
+from distilljax.models.pretrained._encoders import BERT
 from distilljax.models.rope import Rope
 
 Json = Mapping[str, Any]
@@ -56,7 +57,7 @@ def decoder_config(json: Json, where: str) -> DecoderConfig:
         fail(
             "load_pretrained",
             "model_type",
-            f"be one of {', '.join(sorted(FAMILIES))}",
+            f"be one of {', '.join(sorted([*FAMILIES, BERT]))}",
             f"{kind!r} in {where}",
             "Other models work as well: load them with their own library, and pass a "
             "teacher_forward to make_distill_step.",

@@ -14,15 +14,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax._checks import check_type, fail
-from distilljax.models.decoder import DECODER_RULES, Decoder, DecoderConfig
+from distilljax._checks import fail
+from distilljax.models.decoder import DECODER_RULES, Decoder
+from distilljax.models.encoder import ENCODER_RULES, Encoder, EncoderConfig
 from distilljax.models.pretrained import _gguf, _hub, _safetensors
 from distilljax.models.pretrained._convert import fill, tensors_of
+from distilljax.models.pretrained._encoders import BERT, encoder_config, encoder_json
 from distilljax.models.pretrained._families import config_json, decoder_config
-from distilljax.models.pretrained._tables import decoder_table
+from distilljax.models.pretrained._tables import Table, decoder_table, encoder_table
 
 CONFIG = "config.json"
 OPTIONS = ("scan", "remat", "attention", "compute_dtype")
+OF_ENCODERS = (*OPTIONS, "pooler")
 
 
 def load_pretrained(
@@ -42,15 +45,18 @@ def load_pretrained(
         GGUF file (F32, F16, Q8_0, Q4_0, Q4_1); or the name of a model on the hub,
         "owner/name", which is fetched if `huggingface_hub` is installed.
       dtype: Type of the parameters; None is that of the file (GGUF: float32).
-      mesh: Where to put them, by `DECODER_RULES`; None is one device.
-      **options: Fields of `DecoderConfig` that say how it is run: `scan`, `remat`,
-        `attention`, `compute_dtype`.
+      mesh: Where to put them, by `DECODER_RULES` or `ENCODER_RULES`; None is one
+        device.
+      **options: Fields of the config that say how it is run: `scan`, `remat`,
+        `attention`, `compute_dtype`; of an encoder also `pooler=True`, to have that of
+        the file, which is left out where no classifier needs it.
 
     Returns:
-      The module, called as a `Decoder`.
+      The module, called as a `Decoder`; of BERT, an `Encoder`.
 
     Example:
       >>> import tempfile
+      >>> from distilljax.models import DecoderConfig
       >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=2, num_heads=4,
       ...                        num_kv_heads=2, head_dim=8, ffn_width=48)
       >>> with tempfile.TemporaryDirectory() as path:
@@ -65,18 +71,32 @@ def load_pretrained(
     if path.is_dir() and not (path / CONFIG).exists():
         path = _only_gguf(path)
     if path.is_dir():
-        where = path / CONFIG
-        config = decoder_config(_json(where), str(where))
-        source, table = _safetensors.SafetensorsSource(path), decoder_table(config)
+        config, source, table, rules = _described(path, options)
     else:
         source = _gguf.GgufSource(path)
-        config, table = source.config(), source.table()
-    config = _with_options(config, options)
+        config, table, rules = source.config(), source.table(), DECODER_RULES
+        config = _with_options(config, options)
     kinds = [kind for _, kind in source.tensors().values()]
     config = dataclasses.replace(config, param_dtype=jnp.dtype(dtype or kinds[0]))
     model = nnx.eval_shape(lambda: config(nnx.Rngs(0)))
-    fill(model, source, table, rules=DECODER_RULES, mesh=mesh, dtype=dtype)
+    fill(model, source, table, rules=rules, mesh=mesh, dtype=dtype)
     return model
+
+
+def _described(path: Path, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Config, tensors, table and rules of a directory."""
+    where = path / CONFIG
+    json = _json(where)
+    if json.get("model_type") != BERT:
+        config = _with_options(decoder_config(json, str(where)), options)
+        table = decoder_table(config)
+        return config, _safetensors.SafetensorsSource(path), table, DECODER_RULES
+    config = _with_options(encoder_config(json, str(where)), options)
+    table = encoder_table(config, prefix="")
+    source = _safetensors.SafetensorsSource(path, table.ignored)
+    if any(name.startswith("bert.") for name in source.tensors()):
+        table = encoder_table(config, prefix="bert.")
+    return config, source, table, ENCODER_RULES
 
 
 def save_pretrained(
@@ -86,19 +106,21 @@ def save_pretrained(
     config: Mapping[str, Any] | None = None,
     max_file_bytes: int = 4 * 2**30,
 ) -> None:
-    """Write a decoder as a directory that `transformers` and `load_pretrained` load.
+    """Write a model as a directory that `transformers` and `load_pretrained` load.
 
-    The family is the first one that can say what the decoder is: a Llama if it can be
-    one. Tensors are fetched one after another; at most one file is held in memory.
+    The family is the first one that can say what a decoder is: a Llama if it can be
+    one. An encoder is a BertModel, or with classes a BertForSequenceClassification.
+    Tensors are fetched one after another; at most one file is held in memory.
 
     Args:
-      model: A `Decoder`.
+      model: A `Decoder` or an `Encoder`.
       path: The directory, which is made; one that has a config.json is refused.
       config: Further entries of config.json, such as `eos_token_id`.
       max_file_bytes: Size of a file, at most, unless one tensor is larger.
 
     Example:
       >>> import os, tempfile
+      >>> from distilljax.models import DecoderConfig
       >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=2, num_heads=4,
       ...                        num_kv_heads=2, head_dim=8, ffn_width=48, qk_norm=True)
       >>> with tempfile.TemporaryDirectory() as path:
@@ -106,8 +128,15 @@ def save_pretrained(
       ...     sorted(os.listdir(path)), _json(Path(path) / "config.json")["model_type"]
       (['config.json', 'model.safetensors'], 'qwen3')
     """
-    check_type("save_pretrained", "model", model, Decoder, "Merge adapters into it.")
-    assert isinstance(model, Decoder)
+    if not isinstance(model, Decoder | Encoder):
+        fail(
+            "save_pretrained",
+            "model",
+            "be a Decoder or an Encoder",
+            f"a {type(model).__name__}",
+            "Merge adapters into it.",
+            TypeError,
+        )
     directory = Path(path)
     if (directory / CONFIG).exists():
         fail(
@@ -117,11 +146,16 @@ def save_pretrained(
             f"{directory}, which has a {CONFIG}",
             "Remove it, or write elsewhere.",
         )
-    written = config_json(model.config)
+    if isinstance(model, Encoder):
+        written = encoder_json(model.config)
+        prefix = "bert." if model.config.num_classes else ""
+        table = encoder_table(model.config, prefix=prefix)
+    else:
+        written, table = config_json(model.config), decoder_table(model.config)
     embedding = model.embed.embedding[...]
     # the older name, which every version reads
     written["torch_dtype"] = str(embedding.dtype)
-    tensors = _fetched(model)
+    tensors = _fetched(model, table)
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         _safetensors.write(directory, tensors, max_file_bytes)
@@ -133,9 +167,9 @@ def save_pretrained(
             pass
 
 
-def _fetched(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
+def _fetched(model: nnx.Module, table: Table) -> Iterator[tuple[str, np.ndarray]]:
     """Name and array of each tensor of a file, one at a time."""
-    for name, array, transform in tensors_of(model, decoder_table(model.config)):
+    for name, array, transform in tensors_of(model, table):
         if not array.is_fully_addressable:
             from jax.experimental import multihost_utils
 
@@ -143,12 +177,13 @@ def _fetched(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
         yield name, np.ascontiguousarray(transform.back(np.asarray(array)))
 
 
-def _with_options(config: DecoderConfig, options: Mapping[str, Any]) -> DecoderConfig:
-    if unknown := sorted(set(options) - set(OPTIONS)):
+def _with_options(config: Any, options: Mapping[str, Any]) -> Any:
+    known = OF_ENCODERS if isinstance(config, EncoderConfig) else OPTIONS
+    if unknown := sorted(set(options) - set(known)):
         fail(
             "load_pretrained",
             "options",
-            f"be among {', '.join(OPTIONS)}",
+            f"be among {', '.join(known)}",
             ", ".join(unknown),
             "What the model is, its files say.",
             TypeError,

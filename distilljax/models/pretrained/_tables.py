@@ -100,6 +100,16 @@ def _norm(pattern: str, path: str) -> Row:
     return Row(f"{pattern}.weight", f"{path}/scale")
 
 
+def _layer_norm(pattern: str, path: str) -> list[Row]:
+    """With the names of the first files of BERT, which are still published."""
+    return [
+        Row(f"{pattern}.weight", f"{path}/scale"),
+        Row(f"{pattern}.bias", f"{path}/bias"),
+        Row(f"{pattern}.gamma", f"{path}/scale"),
+        Row(f"{pattern}.beta", f"{path}/bias"),
+    ]
+
+
 def decoder_table(config: Any) -> Table:
     """Names of transformers for decoders."""
     layer, ours = "model.layers.{}", "layers/{}"
@@ -131,6 +141,35 @@ def decoder_table(config: Any) -> Table:
     # a tied head is written by some as a copy of the embedding
     tied = r"|lm_head\.weight" if config.tied else ""
     return Table(rows, rf".*\.rotary_emb\.inv_freq{tied}")
+
+
+def encoder_table(config: Any, *, prefix: str) -> Table:
+    """Names of transformers for BERT; `prefix` is "bert." where a head is around it."""
+    layer, ours = f"{prefix}encoder.layer.{{}}", "layers/{}"
+    attention, own = f"{layer}.attention.self", f"{ours}/attention"
+    rows = (
+        Row(f"{prefix}embeddings.word_embeddings.weight", "embed/embedding"),
+        Row(
+            f"{prefix}embeddings.position_embeddings.weight", "position_embed/embedding"
+        ),
+        Row(f"{prefix}embeddings.token_type_embeddings.weight", "type_embed/embedding"),
+        *_layer_norm(f"{prefix}embeddings.LayerNorm", "embed_norm"),
+        *_linear(f"{attention}.query", f"{own}/query"),
+        *_linear(f"{attention}.key", f"{own}/key"),
+        *_linear(f"{attention}.value", f"{own}/value"),
+        *_linear(f"{layer}.attention.output.dense", f"{own}/out"),
+        *_layer_norm(f"{layer}.attention.output.LayerNorm", f"{ours}/attention_norm"),
+        *_linear(f"{layer}.intermediate.dense", f"{ours}/mlp/up"),
+        *_linear(f"{layer}.output.dense", f"{ours}/mlp/down"),
+        *_layer_norm(f"{layer}.output.LayerNorm", f"{ours}/mlp_norm"),
+        *_linear(f"{prefix}pooler.dense", "pooler"),
+        *_linear("classifier", "head"),
+    )
+    # a buffer of old files, and heads of pretraining
+    ignored = [r"(bert\.)?embeddings\.position_ids", r"cls\..*"]
+    if not config.pooler:
+        ignored.append(r"(bert\.)?pooler\.dense\..*")
+    return Table(rows, "|".join(ignored))
 
 
 def gguf_table(config: Any, *, permuted: bool) -> Table:
