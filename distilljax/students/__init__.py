@@ -6,6 +6,7 @@ they make do the same in a config.
 
 from .._in_place import Projected as Projected
 from .depth import keep_layers as keep_layers
+from .heads import add_head as add_head
 from .importance import Importance as Importance
 from .importance import measure_importance as measure_importance
 from .lora import add_lora as add_lora
@@ -28,4 +29,5 @@ from .specs import Pretrained as Pretrained
 from .specs import QuantizedTeacher as QuantizedTeacher
 from .specs import SlicedWidth as SlicedWidth
 from .specs import WithEmbedding as WithEmbedding
+from .specs import WithHead as WithHead
 from .width import slice_width as slice_width

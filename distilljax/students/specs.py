@@ -11,10 +11,12 @@ from jax.sharding import Mesh
 
 from distilljax._checks import check_count, check_instance, check_positive
 from distilljax._functional import Batch
+from distilljax.models.encoder import mean_pool
 from distilljax.models.pretrained import load_pretrained
 from distilljax.sharding import Rule
 from distilljax.students._linears import IN_LAYERS
 from distilljax.students.depth import keep_layers
+from distilljax.students.heads import add_head
 from distilljax.students.importance import measure_importance
 from distilljax.students.lora import add_lora
 from distilljax.students.made import Made
@@ -42,7 +44,7 @@ class Pretrained:
     def __call__(
         self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
     ) -> nnx.Module:
-        """The module, on the mesh by the rules of decoders, or on one device."""
+        """The module, on the mesh by the rules of its kind, or on one device."""
         del rules
         options = {"mesh": mesh, "scan": self.scan}
         return load_pretrained(self.path_or_id, dtype=self.dtype, **options)
@@ -208,6 +210,32 @@ class WithEmbedding:
 
 
 @dataclass(frozen=True)
+class WithHead:
+    """A student that is an encoder with a fresh head over classes: `add_head`.
+
+    Example:
+      >>> WithHead(Copied(Pretrained("runs/encoder")), num_classes=26).num_classes
+      26
+    """
+
+    student: Any
+    """What builds the encoder: a callable from random streams, such as `Copied`."""
+    num_classes: int
+    """Classes of a text."""
+    pool: Callable[..., Any] = mean_pool
+    """What the head sees of a row, as `EncoderConfig.pool`."""
+
+    def __post_init__(self):
+        check_instance("WithHead", "student", self.student)
+        check_count("WithHead", "num_classes", self.num_classes)
+
+    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The student."""
+        encoder = self.student(rngs)
+        return add_head(encoder, self.num_classes, rngs=rngs, pool=self.pool)
+
+
+@dataclass(frozen=True)
 class LoRA:
     """A student with low-rank updates: `add_lora`; with `trainable=nnx.LoRAParam`.
 
@@ -291,4 +319,5 @@ __all__ = [
     "QuantizedTeacher",
     "SlicedWidth",
     "WithEmbedding",
+    "WithHead",
 ]

@@ -37,7 +37,8 @@ def test_shellcheck_finds_nothing():
 def test_help_names_every_asset():
     done = run("--help")
     assert done.returncode == 0
-    for name in ("mnist", "fashion_mnist", "smollm2", "minilm", "austen", "wordnet"):
+    names = ("mnist", "fashion_mnist", "smollm2", "minilm", "austen", "wordnet", "lee")
+    for name in names:
         assert f"\n  {name} " in done.stdout
 
 

@@ -41,6 +41,9 @@ class Padded:
       long: What becomes of a document that is longer than a row: "cut" keeps its
         beginning, and what the tokenizer puts at the end; "drop", or "error".
       min_tokens: Shorter documents are dropped.
+      token_mask: Whether an example also has ``loss_mask``, bool [context], False in
+        padding: for objectives that look at single tokens. A class belongs to a whole
+        document, and needs none.
 
     Example:
       >>> from distilljax.data.text import Texts, Tokenized, TokenizerJson
@@ -55,6 +58,7 @@ class Padded:
     validation_fraction: float = 0.0
     long: Literal["cut", "drop", "error"] = "cut"
     min_tokens: int = 1
+    token_mask: bool = False
 
     def __post_init__(self):
         check_count("Padded", "context", self.context)
@@ -128,6 +132,7 @@ class PaddedRows:
         """Of the tokens, of what is kept of them, and of the labels."""
         c = self.config
         how = (c.context, c.split, c.validation_fraction, c.long, c.min_tokens)
+        how += (c.token_mask,) if c.token_mask else ()
         labels = None if self.labels is None else self.labels.tolist()
         return digest(self.store.fingerprint, how, labels)
 
@@ -155,6 +160,8 @@ class PaddedRows:
         row["tokens"][: len(tokens)] = tokens
         row["segment_ids"][: len(tokens)] = 1
         row["positions"][: len(tokens)] = np.arange(len(tokens))
+        if self.config.token_mask:
+            row["loss_mask"] = row["segment_ids"] == 1
         if self.labels is not None:
             row["labels"] = np.int32(self.labels[index])
         return row

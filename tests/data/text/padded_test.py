@@ -118,3 +118,16 @@ def test_splits_are_those_of_packed_rows(text):
     assert all(len(part) > 5 for part in parts)
     for part in parts:
         assert part.labels.tolist() == ["Bath" in TEXTS[i] for i in part.kept]
+
+
+def test_tokens_have_a_mask_if_it_is_asked_for(text):
+    plain, masked = Padded(text, 32)(), Padded(text, 32, token_mask=True)()
+    assert "loss_mask" not in plain[0]
+    assert plain.fingerprint != masked.fingerprint
+    for i in (0, 31):
+        row = masked[i]
+        assert row["loss_mask"].dtype == bool
+        assert row["loss_mask"].tolist() == (row["segment_ids"] == 1).tolist()
+    batch = next(eval_batches(masked, 64))
+    assert batch["loss_mask"].shape == (64, 32)
+    assert not batch["loss_mask"][60:].any()

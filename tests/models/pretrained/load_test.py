@@ -92,7 +92,10 @@ def test_a_config_that_contradicts_the_weights_names_every_kind(directory):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"model_type": "mamba"}, "model_type must be one of bert, gemma2, .*, got 'mamba'"),
+        (
+            {"model_type": "mamba"},
+            "model_type must be one of bert, gemma2, .*, got 'mamba'",
+        ),
         ({"hidden_act": "relu"}, "hidden_act must be one of silu, .*, got 'relu'"),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
@@ -230,7 +233,9 @@ def test_what_no_family_is_cannot_be_written(tmp_path):
         ValueError, match=r"a combination that none has \(logit_softcap"
     ):
         save_pretrained(model, tmp_path / "model")
-    with pytest.raises(TypeError, match="model must be a Decoder or an Encoder, got a Linear"):
+    with pytest.raises(
+        TypeError, match="model must be a Decoder or an Encoder, got a Linear"
+    ):
         save_pretrained(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
