@@ -178,7 +178,7 @@ class HumanSimilarity:
         """`pearson`, `spearman` and `num_pairs`."""
         texts, judged = self._read()
         tokenized = Tokenized(Texts(texts), self.tokenizer)
-        rows = Padded(tokenized, self.context)(progress=lambda *_: None)
+        rows = Padded(tokenized, self.context)()
         if len(rows) != len(texts):
             raise ValueError(f"HumanSimilarity: {len(rows)} of {len(texts)} texts left")
         found = cosines(embed(model, forward, rows))

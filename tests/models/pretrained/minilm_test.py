@@ -46,7 +46,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_the_cosines_are_those_of_its_card(model):
     text = Tokenized(Texts(SENTENCES), TokenizerJson(str(MODEL)))
-    rows = Padded(text, 32)(progress=lambda *_: None)
+    rows = Padded(text, 32)()
     found = cosines(embed(model, sentence_embedding, list(rows)))
     np.testing.assert_allclose(found, [0.6660, 0.1046, 0.1411], atol=5e-5)
 
