@@ -134,8 +134,7 @@ def test_judgements_are_compared_pair_by_pair(judged):
     table[upper] = 2 * table[upper] - 1
     np.savetxt(folder / "similarities0-1.txt", table)
     again = measure(model, forward)
-    for name in ("pearson", "spearman"):
-        assert again[name] == pytest.approx(found[name], abs=1e-6)
+    assert again["pearson"] == pytest.approx(found["pearson"], abs=1e-6)
     table[upper] = -table[upper]
     np.savetxt(folder / "similarities0-1.txt", table)
     assert measure(model, forward)["pearson"] == pytest.approx(-found["pearson"])
