@@ -258,6 +258,7 @@ ELSEWHERE |= {"Outputs", "Term", "Mean"}  # no parts of configs
 ELSEWHERE |= set(vars(objectives)) - {"LogitKD", "CrossEntropy"}
 ELSEWHERE |= {
     "DecoderConfig",
+    "EncoderConfig",
     "Rope",
 }  # tests/models reads files that set each of its fields
 
