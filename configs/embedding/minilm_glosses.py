@@ -78,6 +78,7 @@ def config(seed: int = 0) -> Config:
             ),
             "human": HumanSimilarity("assets", TOKENIZER),
         },
+        headline="probes.human.pearson",
         loader=data.Loader(batch_size=32),
         steps=STEPS,
         select=None,

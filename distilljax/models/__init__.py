@@ -12,10 +12,10 @@ from .encoder import ENCODER_RULES as ENCODER_RULES
 from .encoder import Encoder as Encoder
 from .encoder import EncoderConfig as EncoderConfig
 from .encoder import exact_gelu as exact_gelu
-from .encoder import first_token as first_token
-from .encoder import mean_pool as mean_pool
-from .encoder import sentence_embedding as sentence_embedding
 from .mlp import MLP as MLP
+from .pooling import first_token as first_token
+from .pooling import mean_pool as mean_pool
+from .pooling import sentence_embedding as sentence_embedding
 from .pretrained import load_pretrained as load_pretrained
 from .pretrained import save_pretrained as save_pretrained
 from .rope import Rope as Rope

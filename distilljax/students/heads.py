@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distilljax._checks import check_count, check_type
-from distilljax.models.encoder import Encoder, mean_pool
+from distilljax.models.encoder import Encoder
+from distilljax.models.pooling import mean_pool
 from distilljax.students.made import filled, structure_of
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from distilljax._checks import check_count, check_instance, check_positive
 from distilljax._functional import Batch
-from distilljax.models.encoder import mean_pool
+from distilljax.models.pooling import mean_pool
 from distilljax.models.pretrained import load_pretrained
 from distilljax.sharding import Rule
 from distilljax.students._linears import IN_LAYERS
@@ -249,9 +249,11 @@ class WithHead:
         check_instance("WithHead", "student", self.student)
         check_count("WithHead", "num_classes", self.num_classes)
 
-    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The student."""
-        encoder = self.student(rngs)
+    def __call__(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The student, on the mesh or on one device."""
+        encoder = _made(self.student, rngs, mesh, rules)
         return add_head(encoder, self.num_classes, rngs=rngs, pool=self.pool)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from flax import nnx
 
 from distilljax._checks import fail
-from distilljax.models.encoder import EncoderConfig, exact_gelu, first_token
+from distilljax.models.encoder import EncoderConfig, exact_gelu
+from distilljax.models.pooling import first_token
 
 BERT = "bert"
 CLASSIFIER = "BertForSequenceClassification"
