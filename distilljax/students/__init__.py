@@ -28,6 +28,7 @@ from .specs import LoRA as LoRA
 from .specs import Pretrained as Pretrained
 from .specs import QuantizedTeacher as QuantizedTeacher
 from .specs import SlicedWidth as SlicedWidth
+from .specs import Untrained as Untrained
 from .specs import WithEmbedding as WithEmbedding
 from .specs import WithHead as WithHead
 from .width import slice_width as slice_width

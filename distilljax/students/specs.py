@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from distilljax._checks import check_count, check_instance, check_positive
 from distilljax._functional import Batch
 from distilljax.models.pooling import mean_pool
 from distilljax.models.pretrained import load_pretrained
-from distilljax.sharding import Rule
+from distilljax.sharding import Rule, tree_shardings
 from distilljax.students._linears import IN_LAYERS
 from distilljax.students.depth import keep_layers
 from distilljax.students.heads import add_head
@@ -50,14 +51,49 @@ class Pretrained:
     """Type of the parameters, such as "bfloat16"; None is that of the file."""
     scan: bool = False
     """Whether layers are stacked and scanned."""
+    remat: Callable[..., Any] | None = None
+    """What of a layer is kept for the gradient, as in `DecoderConfig`."""
 
     def __call__(
         self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
     ) -> nnx.Module:
         """The module, on the mesh by the rules of its kind, or on one device."""
         del rules
-        options = {"mesh": mesh, "scan": self.scan}
+        options = {"mesh": mesh, "scan": self.scan, "remat": self.remat}
         return load_pretrained(self.path_or_id, dtype=self.dtype, **options)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A teacher with random parameters: to try a recipe before its weights are there.
+
+    Example:
+      >>> from distilljax import models
+      >>> small = models.DecoderConfig(
+      ...     vocab_size=64, width=16, num_layers=2, num_heads=2, num_kv_heads=1,
+      ...     head_dim=8, ffn_width=24)
+      >>> Untrained(small)().config.width
+      16
+    """
+
+    model: Any
+    """What builds it: a callable from random streams, such as `DecoderConfig`."""
+    seed: int = 0
+    """Of the parameters."""
+
+    def __call__(
+        self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The module, made on the mesh or on one device."""
+
+        def make() -> Any:
+            return nnx.state(self.model(nnx.Rngs(self.seed)))
+
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(self.seed))))
+        if mesh is None:
+            return nnx.merge(graphdef, jax.jit(make)())
+        shardings = tree_shardings(jax.eval_shape(make), mesh, rules)
+        return nnx.merge(graphdef, jax.jit(make, out_shardings=shardings)())
 
 
 @dataclass(frozen=True)
@@ -344,6 +380,7 @@ __all__ = [
     "Pretrained",
     "QuantizedTeacher",
     "SlicedWidth",
+    "Untrained",
     "WithEmbedding",
     "WithHead",
 ]
