@@ -22,6 +22,7 @@ from distilljax.data.text.documents import Texts
 from distilljax.data.text.padded import Padded
 from distilljax.data.text.store import Tokenized
 from distilljax.data.text.tokenizer import TokenizerConfig
+from distilljax.sharding import replicated
 from distilljax.terms import as_outputs
 
 _BATCH = 50
@@ -54,6 +55,9 @@ def embed(
     model = nnx.merge(*nnx.split(model))
     model.eval()
     graphdef, state = nnx.split(model)
+    mesh = jax.sharding.get_mesh()
+    if not mesh.empty:  # a teacher may have been loaded onto one device of it
+        state = jax.device_put(state, replicated(mesh))
 
     @jax.jit
     def of_batch(state: Any, batch: Any) -> Any:

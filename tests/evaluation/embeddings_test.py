@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from distilljax.evaluation.embeddings import (
     embed,
 )
 from distilljax.models import EncoderConfig, sentence_embedding
+from distilljax.sharding import mesh_from_string
 from distilljax.terms import Outputs
 from tests.data.text.tiny import documents, train_tokenizer
 
@@ -50,6 +52,17 @@ def test_every_row_is_embedded_in_its_place():
     batch = {name: np.stack([row[name] for row in some[:2]]) for name in some[0]}
     want = nnx.jit(sentence_embedding)(model, batch).features["embedding"]
     np.testing.assert_allclose(found[:2], want, atol=1e-6)
+
+
+def test_a_model_on_one_device_is_measured_on_a_mesh():
+    model = CONFIG(nnx.Rngs(0))
+    want = embed(model, sentence_embedding, rows())
+    one = jax.device_put(nnx.state(model), jax.devices()[0])
+    nnx.update(model, one)
+    with jax.set_mesh(mesh_from_string("data=4,fsdp=2")):
+        np.testing.assert_allclose(
+            embed(model, sentence_embedding, rows()), want, atol=1e-6
+        )
 
 
 def test_cosines_are_those_of_pairs():
