@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from drawing import BLUE, GREEN, GREY, INK, ORANGE, STYLE, TEACHER, write
+from drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, STYLE, TEACHER, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -72,6 +72,7 @@ def supersense_rows(found: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     rows += [
         (name, arm["description"], mean(arm["seeds"], "accuracy"))
         for name, arm in found["arms"].items()
+        if arm["seeds"]  # else it was not run
     ]
     return rows
 
@@ -109,48 +110,45 @@ def draw(results: Mapping[str, Any]) -> Figure:
 
 
 def _embeddings(axis: Axes, found: Mapping[str, Any]) -> None:
+    rows = embedding_rows(found)[::-1]
+    for y, (name, _, cosine, people) in enumerate(rows):
+        axis.plot([people, cosine], [y, y], color=FAINT, lw=2, zorder=1)
+        axis.plot(cosine, y, "o", color=BLUE, ms=8, mec="white")
+        axis.plot(people, y, "s", color=ORANGE, ms=7, mec="white")
+        words = name.replace("_", ", ")
+        words += ", untrained" if name in found["untrained"] else ""
+        axis.text(-0.04, y, words, ha="right", va="center", fontsize=9, color=INK)
     people = found["teacher"]["human"]["pearson"]
-    axis.axhline(people, color=TEACHER, lw=1, ls="--")
-    axis.text(0.0, people + 0.012, "the teacher", color=TEACHER, fontsize=9)
-    for name, _, cosine, pearson in embedding_rows(found)[1:]:
-        kind = name[:4]
-        color = {"kept": BLUE, "fres": ORANGE}[kind]
-        color = GREY if name in found["untrained"] else color
-        marker = "o" if "3" in name else "s"
-        axis.plot(cosine, pearson, marker, color=color, ms=7, mec="white")
-        label = name if color == GREY else name.replace("_", ", ")
-        side = "right" if cosine > 0.6 else "left"
-        axis.annotate(
-            label,
-            (cosine, pearson),
-            xytext=(-8 if side == "right" else 8, -3),
-            textcoords="offset points",
-            ha=side,
-            fontsize=8.5,
-            color=INK,
-        )
-    axis.set_xlim(-0.05, 1.02)
-    axis.set_ylim(0, 0.75)
-    axis.set_xlabel("cosine to the teacher's embedding, held-out glosses")
-    axis.set_title("Correlation with people, 1,225 pairs of news texts")
+    axis.axvline(people, color=TEACHER, lw=1, ls="--", zorder=0)
+    axis.set_yticks([])
+    axis.set_xlim(-0.02, 1.03)
+    axis.set_ylim(-0.6, len(rows))
+    top = len(rows) - 0.55
+    axis.text(1.03, top, "cosine to the teacher", color=BLUE, ha="right", fontsize=9)
+    axis.text(
+        0.64, top, "correlation with people", color=ORANGE, ha="right", fontsize=9
+    )
+    axis.spines["left"].set_visible(False)
+    axis.set_title("Embeddings: teacher, and students by arm")
 
 
 def _supersenses(axis: Axes, found: Mapping[str, Any]) -> None:
     names = ("labels", "teacher", "transfer", "all_labels")
     words = ("few labels", "teacher,\nsame texts", "teacher,\nall texts", "all labels")
     lines = (
-        ("the teacher", found["teacher"], TEACHER),
-        ("bag of words, all labels", found["bag_of_words"], GREY),
-        ("bag of words, few labels", found["bag_of_words_few"], GREY),
+        ("the teacher\n", found["teacher"], TEACHER),
+        ("bag of words,\nall labels", found["bag_of_words"], GREY),
+        ("bag of words,\nfew labels", found["bag_of_words_few"], GREY),
     )
     for text, measured, color in lines:
         axis.axhline(measured["accuracy"], color=color, lw=1, ls="--")
-        place = (3.45, measured["accuracy"] + 0.008)
-        axis.text(*place, text, color=color, fontsize=9, ha="right")
+        place = (3.55, measured["accuracy"])
+        axis.text(*place, text, color=color, fontsize=9, va="center")
     for student, color, shift in (("kept", BLUE, -0.2), ("small", GREEN, 0.2)):
         seeds = [found["arms"][f"{student}_{name}"]["seeds"] for name in names]
-        heights = [mean(of_arm, "accuracy") for of_arm in seeds]
-        places = np.arange(4) + shift
+        run = [i for i, of_arm in enumerate(seeds) if of_arm]
+        heights = [mean(seeds[i], "accuracy") for i in run]
+        places = np.array(run) + shift
         label = {"kept": "2 layers of MiniLM", "small": "small, fresh"}[student]
         axis.bar(places, heights, 0.38, color=color, label=label)
         for place, height in zip(places, heights, strict=True):
@@ -160,8 +158,9 @@ def _supersenses(axis: Axes, found: Mapping[str, Any]) -> None:
             )  # fmt: skip
     axis.set_xticks(range(4), words, fontsize=9)
     axis.tick_params(axis="x", length=0)
+    axis.set_xlim(-0.5, 3.5)
     axis.set_ylim(0, 0.95)
-    axis.legend(loc="upper left", ncols=2, fontsize=9)
+    axis.legend(loc="upper left", bbox_to_anchor=(0, 0.86), ncols=2, fontsize=9)
     axis.set_title("Accuracy on held-out glosses, 26 supersenses")
 
 

@@ -35,7 +35,7 @@ def config(seed: int = 0) -> Config:
     return Config(
         name="text/supersense_teacher",
         description="All six layers of MiniLM, and a linear head on their mean.",
-        expected="test accuracy above that of a bag of words, 0.713",
+        expected="test accuracy 0.84 or more; a bag of words on all labels has 0.812",
         student=students.WithHead(encoder, NUM_CLASSES),
         objective=CrossEntropy(),
         optimizer=optimizers.AdamW(
