@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -40,6 +40,7 @@ class ResNetConfig:
     networks pad with zeros, and have 1 % fewer parameters).
 
     Example:
+      >>> import jax
       >>> resnet20 = ResNetConfig(num_classes=10, depths=(3, 3, 3), widths=(16, 32, 64),
       ...                         bottleneck=False, stem_width=16, small_images=True)
       >>> model = nnx.eval_shape(lambda: resnet20(nnx.Rngs(0)))
@@ -226,6 +227,6 @@ class ConvNorm(nnx.Module):
         return self.norm(x_bhwc).astype(x_bhwc.dtype)
 
 
-def _around(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _around(kernel: int) -> Any:
     """As much padding before an axis as after it."""
     return ((kernel // 2, kernel // 2),) * 2

@@ -8,15 +8,14 @@ Suffixes of names are axes: b batch, h height, w width of the image, c channels,
 tokens, d width, n heads, k size of a head.
 
 Reference: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv
-2010.11929, equations 1 to 4; Touvron et al., "Training data-efficient image transformers
-& distillation through attention", ICML 2021, arXiv 2012.12877, section 4.
+2010.11929, equations 1 to 4; Touvron et al., "Training data-efficient image
+transformers & distillation through attention", ICML 2021, arXiv 2012.12877, section 4.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -112,7 +111,7 @@ class ViT(nnx.Module):
       >>> model = ViT(config, nnx.Rngs(0))
       >>> model.positions.shape          # 16 patches and two tokens
       (1, 18, 24)
-      >>> images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+      >>> images = nnx.Rngs(1).normal((2, 16, 16, 3))
       >>> in_training = model(images)
       >>> model.eval()
       >>> bool(jnp.allclose(model(images), in_training))
@@ -204,7 +203,8 @@ class Attention(nnx.Module):
         """Softmax in float32."""
         heads = (*x_btd.shape[:2], self.num_heads, -1)
         q_btnk, k_btnk, v_btnk = (
-            linear(x_btd).reshape(heads) for linear in (self.query, self.key, self.value)
+            linear(x_btd).reshape(heads)
+            for linear in (self.query, self.key, self.value)
         )
         out_btnk = dot_product_attention(q_btnk, k_btnk, v_btnk, causal=False)
         return self.out(out_btnk.reshape(x_btd.shape))
