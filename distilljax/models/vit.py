@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distilljax._checks import check_count, check_positive, fail
+from distilljax.models._parts import as_batch
 from distilljax.models.attention import dot_product_attention
 from distilljax.sharding import Rule
 
@@ -146,14 +147,14 @@ class ViT(nnx.Module):
         first = (self.class_token, self.distillation_token)
         tokens = [jnp.tile(t[...], (batch, 1, 1)) for t in first if t is not None]
         x_btd = jnp.concatenate([*tokens, x_bhwd.reshape(batch, -1, width)], axis=1)
-        x_btd = x_btd + self.positions[...]
+        x_btd = as_batch(x_btd + self.positions[...])
         for layer in self.layers:
             x_btd = layer(x_btd)
         x_btd = self.final_norm(x_btd)
-        logits_bc = self.head(x_btd[:, 0])
+        logits_bc = self.head(as_batch(x_btd[:, 0]))
         if self.distillation_head is None:
             return logits_bc
-        distilled_bc = self.distillation_head(x_btd[:, 1])
+        distilled_bc = self.distillation_head(as_batch(x_btd[:, 1]))
         return (logits_bc + distilled_bc) / 2 if self.deterministic else logits_bc
 
     def _check(self, shape: tuple[int, ...]) -> None:

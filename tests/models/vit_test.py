@@ -1,0 +1,133 @@
+"""ViT and DeiT: their published sizes, their features, their two heads.
+
+That they compute what others compute is tested in pretrained/vision_test.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from distilljax import losses, make_distill_step
+from distilljax.models import VIT_RULES, ViTConfig
+from distilljax.objectives import FeatureKD, HardDistillation, LogitKD, Sum
+from tests.meshes import assert_close, sharded
+
+BASE = ViTConfig()
+TINY_16 = ViTConfig(width=192, num_heads=3, ffn_width=768)
+SMALL = ViTConfig(
+    num_classes=4,
+    image_size=8,
+    patch_size=4,
+    width=16,
+    num_layers=2,
+    num_heads=2,
+    ffn_width=32,
+)
+IMAGES = np.random.default_rng(0).standard_normal((8, 8, 8, 3), np.float32)
+BATCH = {"inputs": IMAGES, "labels": jnp.arange(8) % 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (BASE, 86_567_656),  # of timm
+        (replace(BASE, distilled=True), 87_338_192),
+        (TINY_16, 5_717_416),
+        (replace(TINY_16, distilled=True), 5_910_800),
+    ],
+)
+def test_sizes_are_the_published_ones(config, parameters):
+    model = nnx.eval_shape(lambda: config(nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(x.size for x in leaves) == parameters
+
+
+def test_the_second_head_learns_from_the_teacher_and_both_speak_in_inference():
+    teacher = SMALL(nnx.Rngs(0))
+    student, same = (replace(SMALL, distilled=True)(nnx.Rngs(1)) for _ in range(2))
+    optimizer = nnx.Optimizer(student, optax.sgd(0.0), wrt=nnx.Param)
+    objective = HardDistillation(distillation_logits="distillation_head")
+    metrics = make_distill_step(objective, teacher)(student, optimizer, BATCH)
+
+    call = nnx.jit(lambda model, x: model(x))
+    by_class = call(same, IMAGES)
+    same.eval()
+    by_teacher = 2 * call(same, IMAGES) - by_class
+    decided = jnp.argmax(call(teacher, IMAGES), axis=-1)
+    ce = losses.cross_entropy(by_class, BATCH["labels"])
+    np.testing.assert_allclose(metrics["ce"].value, ce.mean(), rtol=1e-5)
+    kd = losses.cross_entropy(by_teacher, decided)
+    np.testing.assert_allclose(metrics["kd"].value, kd.mean(), rtol=1e-5)
+
+
+def test_a_small_vit_learns_logits_and_tokens_in_bfloat16():
+    teacher = replace(SMALL, num_layers=3)(nnx.Rngs(0))
+    student = SMALL(nnx.Rngs(1))
+    optimizer = nnx.Optimizer(student, optax.adam(1e-2), wrt=nnx.Param)
+    objective = Sum(
+        {"soft": LogitKD(ce_weight=0.0), "tokens": FeatureKD({"layers/0": "layers/1"})}
+    )
+    step = make_distill_step(objective, teacher, compute_dtype=jnp.bfloat16)
+    found = [step(student, optimizer, BATCH) for _ in range(40)]
+    for term in ("soft/kd", "tokens/layers/0"):
+        assert found[-1][term].value < 0.5 * found[0][term].value, term
+    assert student.positions.dtype == jnp.float32
+
+
+def test_bfloat16_stays_bfloat16():
+    model = replace(SMALL, distilled=True)(nnx.Rngs(0))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(model, nnx.Param))
+    nnx.update(model, params)
+    graphdef, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s, copy=True)(x))(
+        state, IMAGES.astype(jnp.bfloat16)
+    )
+    products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert len(products) >= 6 * SMALL.num_layers + 2
+    assert all(e.invars[0].aval.dtype == jnp.bfloat16 for e in products)
+    assert jaxpr.out_avals[0].dtype == jnp.bfloat16
+
+
+def test_a_mesh_changes_nothing(capfd):
+    # with a bias of keys, whose gradient is 0, Adam would turn rounding into steps
+    config = replace(SMALL, num_layers=1, qkv_bias=False)
+    teacher = config(nnx.Rngs(0))
+    student = replace(config, distilled=True)(nnx.Rngs(1))
+    given = (LogitKD(ce_weight=0.5), teacher, student, BATCH, VIT_RULES)
+    one, metrics, _ = sharded("data=1", *given, devices=1)
+    many, sharded_metrics, shardings = sharded("data=2,fsdp=2,tensor=2", *given)
+    assert_close(many.params, one.params, atol=1e-6)
+    assert_close(sharded_metrics["loss"], metrics["loss"])
+    # what XLA says where it gathers the tokens of all examples on each device
+    assert "full rematerialization" not in capfd.readouterr().err
+    layer = shardings.params["layers"][0]
+    assert tuple(layer["attention"]["query"]["kernel"].spec) == ("fsdp", "tensor")
+    assert tuple(layer["mlp"]["down"]["kernel"].spec) == ("tensor", "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 3}, "image_size must be a multiple of patch_size, 3, got 8"),
+        ({"num_heads": 3}, "width must be a multiple of num_heads, 3, got 16"),
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"norm_eps": 0.0}, "norm_eps must be positive and finite, got 0.0"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (16, 16, 3), (64,)])
+def test_examples_of_another_shape_are_refused(shape):
+    model = nnx.eval_shape(lambda: SMALL(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"must have the shape \(8, 8, 3\), got"):
+        model._check(shape)
