@@ -19,7 +19,8 @@ from distilljax._capture import with_features
 from distilljax._functional import default_forward
 from distilljax.models import ResNetConfig
 from distilljax.objectives import FeatureKD, LogitKD, Sum
-from tests.meshes import assert_close, sharded
+from distilljax.sharding import batch_sharding, mesh_from_string, tree_shardings
+from tests.meshes import assert_close
 
 BASIC = ResNetConfig(widths=(64, 128, 256, 512), bottleneck=False)
 SMALL = ResNetConfig(
@@ -38,12 +39,10 @@ BATCH = {"inputs": IMAGES, "labels": np.arange(8, dtype=np.int32) % 4}
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
-        (replace(BASIC, depths=(2, 2, 2, 2)), 11_689_512),  # 18 to 101 of torchvision
-        (BASIC, 21_797_672),
+        (replace(BASIC, depths=(2, 2, 2, 2)), 11_689_512),  # 18, 50, 101: torchvision
         (ResNetConfig(), 25_557_032),
         (ResNetConfig(depths=(3, 4, 23, 3)), 44_549_160),
-        (SMALL, 278_324),  # 20 and 56 of contrastive representation distillation
-        (replace(SMALL, depths=(9, 9, 9)), 861_620),
+        (SMALL, 278_324),  # resnet20 of contrastive representation distillation
     ],
 )
 def test_sizes_are_the_published_ones(config, parameters):
@@ -75,7 +74,7 @@ def test_stages_are_features_of_falling_size(config, size, stem, stages):
 
 
 def test_a_small_resnet_learns_logits_and_attention_in_bfloat16():
-    teacher = replace(TINY, depths=(2, 1), widths=(8, 16))(nnx.Rngs(0))
+    teacher = replace(TINY, widths=(8, 16))(nnx.Rngs(0))
     student = TINY(nnx.Rngs(1))
     optimizer = nnx.Optimizer(student, optax.adam(1e-2), wrt=nnx.Param)
     stages = {"stages/0": "stages/0", "stages/1": "stages/1"}
@@ -83,7 +82,7 @@ def test_a_small_resnet_learns_logits_and_attention_in_bfloat16():
     objective = Sum({"soft": LogitKD(ce_weight=0.0), "maps": attention})
     step = make_distill_step(objective, teacher, compute_dtype=jnp.bfloat16)
     teachers = nnx.to_pure_dict(nnx.state(teacher, nnx.BatchStat))
-    found = [step(student, optimizer, BATCH) for _ in range(40)]
+    found = [step(student, optimizer, BATCH) for _ in range(30)]
     for term in ("soft/kd", "maps/stages/1"):
         assert found[-1][term].value < 0.6 * found[0][term].value, term
     norm = student.stages[1].blocks[0].shortcut.norm
@@ -123,14 +122,23 @@ def test_an_image_is_normalised_with_the_batch_then_by_itself():
 
 def test_a_mesh_changes_nothing():
     """Statistics are those of the whole batch, wherever its parts are."""
-    teacher, student = TINY(nnx.Rngs(0)), TINY(nnx.Rngs(1))
-    given = (LogitKD(ce_weight=0.5), teacher, student, BATCH)
-    one, metrics, _ = sharded("data=1", *given, devices=1)
-    many, sharded_metrics, _ = sharded("data=2,fsdp=2,tensor=2", *given)
-    # Adam divides by gradients that are near 0 for some, so that rounding is seen
-    assert_close(many.params, one.params, rtol=1e-4, atol=1e-5)
-    assert_close(many.rest, one.rest, rtol=1e-4, atol=1e-5)
-    assert_close(sharded_metrics["loss"], metrics["loss"], rtol=1e-5)
+    graphdef, state = nnx.split(TINY(nnx.Rngs(0)))
+
+    @jax.jit
+    def gradient(state, images):
+        def loss(state):
+            model = nnx.merge(graphdef, state, copy=True)
+            return jnp.mean(model(images) ** 2), nnx.state(model, nnx.BatchStat)
+
+        return jax.grad(loss, has_aux=True)(state)
+
+    want = gradient(state, IMAGES)
+    mesh = mesh_from_string("data=2,fsdp=2,tensor=2")
+    state = jax.device_put(state, tree_shardings(state, mesh, min_size=1))
+    assert state.head.kernel.get_value().sharding.spec == jax.P("fsdp")
+    with jax.set_mesh(mesh):
+        found = gradient(state, jax.device_put(IMAGES, batch_sharding(mesh)))
+    assert_close(found, want, atol=2e-6)
 
 
 @pytest.mark.parametrize(
