@@ -44,8 +44,8 @@ class Pretrained:
     ) -> nnx.Module:
         """The module, on the mesh by the rules of decoders, or on one device."""
         del rules
-        options = {"mesh": mesh, "scan": self.scan}
-        return load_pretrained(self.path_or_id, dtype=self.dtype, **options)
+        options = {"scan": True} if self.scan else {}  # models of images have none
+        return load_pretrained(self.path_or_id, dtype=self.dtype, mesh=mesh, **options)
 
 
 @dataclass(frozen=True)
