@@ -72,6 +72,11 @@ class Config:
     """Examples that select the best checkpoint; None selects the last."""
     test: Any = None
     """Examples for the results at the end; they never select anything."""
+    other_tests: Any = None
+    """Further test data by name, such as what a student may forget; None for none."""
+    probes: Any = None
+    """Further measures of the result by name: `probe(model, forward) -> dict`, numbers
+    and texts, of student and teacher; such as `evaluation.Samples`. None for none."""
     seed: int = 0
     """Seed of the parameters, of dropout, of the order of the data."""
     trainable: Any = None
@@ -114,6 +119,9 @@ class Config:
     """The number that this config should reach, and where it is from."""
     focus_classes: tuple[int, ...] = ()
     """Classes whose recall the report shows by itself."""
+    headline: str | None = None
+    """What the report compares arms by: "accuracy", "nll", or "probes.NAME.NUMBER", of
+    which more is better; None: accuracy, or the nll of text."""
 
     def __post_init__(self):
         for name in (
@@ -148,30 +156,6 @@ class Config:
                 self.seed,
                 "Seeds of JAX are small.",
             )
-
-
-# Fields that a resumed run may change: none of them changes what is computed.
-RESUMABLE = frozenset(
-    {
-        "steps",
-        "mesh",
-        "student_rules",
-        "teacher_rules",
-        "teacher",  # the checkpoint knows its fingerprint, wherever it lies
-        "loader.in_memory",
-        "loader.num_threads",
-        "loader.num_workers",
-        "loader.prefetch",
-        "log_every_steps",
-        "checkpoint_every_steps",
-        "eval_batch_size",
-        "keep_last",
-        "baseline",
-        "description",
-        "expected",
-        "focus_classes",
-    }
-)
 
 
 # How a name that is defined in a config file begins: then the path, a colon, the name.
@@ -359,40 +343,3 @@ def from_json(x: Any) -> Any:
         raise TypeError(f"from_json: _type must be a dataclass, got {x['_type']}.")
     make: Any = kind
     return make(**values)
-
-
-def differences(old: Any, new: Any, path: str = "") -> dict[str, str]:
-    """Where two JSON configs differ, as ``{path: "old -> new"}``.
-
-    Example:
-      >>> differences({"a": 1, "loader": {"scale": 2}}, {"a": 1, "loader": {}})
-      {'loader.scale': '2 -> None'}
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{path}.{key}" if path else key
-            found |= differences(old.get(key), new.get(key), inner)
-        return found
-    same = _without_folder(old) == _without_folder(new)
-    return {} if same else {path: f"{old!r} -> {new!r}"}
-
-
-def _without_folder(x: Any) -> Any:
-    """A reference into a config file without the folder: a file may be moved."""
-    if isinstance(x, str) and x.startswith(_FILE):
-        return _FILE + x.rpartition("/")[2]
-    return x
-
-
-def resumable(path: str) -> bool:
-    """True if a resumed run may change this field.
-
-    Example:
-      >>> resumable("steps"), resumable("teacher.workdir"), resumable("loader.scale")
-      (True, True, False)
-      >>> resumable("data.text.cache_dir")    # what lies there has a fingerprint
-      True
-    """
-    parts = path.split(".")
-    return path in RESUMABLE or parts[0] in RESUMABLE or parts[-1] == "cache_dir"

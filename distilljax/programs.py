@@ -6,10 +6,9 @@ that differ in their objective share the teacher and the evaluation.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -21,25 +20,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax._capture import teacher_with_features
-from distilljax._checks import fail, inputs_in_errors
-from distilljax._functional import (
-    default_forward,
-    default_teacher_forward,
-    freeze,
-    module_apply,
-    split_module,
-)
+from distilljax._checks import fail
+from distilljax._functional import default_teacher_forward
 from distilljax.config import Config, to_json
-from distilljax.data import Source, load_in_memory, prefetch_to_device
+from distilljax.data import Source, load_in_memory
 from distilljax.data.pipeline import _fits_in_memory
-from distilljax.data.prefetch import this_process
-from distilljax.distill import DistillStep, make_distill_step
-from distilljax.evaluation.cost import Model, costs
-from distilljax.evaluation.evaluate import Evaluation, Evaluator
-from distilljax.sharding import batch_axes, batch_sharding, tree_shardings
-from distilljax.terms import as_one_teacher, as_outputs, as_teacher
-from distilljax.workdir import fingerprint, placed
+from distilljax.distill import DistillState, DistillStep, make_distill_step
+from distilljax.pair import Student, Teacher, key_of, make_student, starts_from_files
+from distilljax.sharding import batch_axes
+from distilljax.workdir import placed
 
 # The fields of a config that each of them depends on.
 TEACHER_PARTS = ("teacher", "teacher_forward", "teacher_rules", "mesh")
@@ -53,16 +42,6 @@ TRAINING_PARTS = (
     "ema_decay",
     "student_rules",
 )
-
-# Under which key an evaluation finds them in its batches; no example has such a key.
-TEACHER_LOGITS = "the teacher's logits"
-# Of one source, they stay on the devices; more are computed again each time.
-KEPT_BYTES = 2**28
-
-
-def _key(what: str, config: Config, fields: tuple[str, ...]) -> str:
-    parts = {name: to_json(getattr(config, name)) for name in fields}
-    return json.dumps([what, parts], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -100,218 +79,20 @@ class Programs:
         """The teacher of a config, loaded onto the mesh; None if it has none."""
         if config.teacher is None:
             return None
-        key = _key("teacher", config, TEACHER_PARTS)
+        key = key_of("teacher", config, TEACHER_PARTS)
         return self._once(key, lambda: Teacher.load(config, mesh))
 
     def student(self, config: Config, mesh: Mesh) -> Student:
         """The structure of the student, and its evaluation."""
         teacher = self.teacher(config, mesh)
-        key = _key("student", config, STUDENT_PARTS)
+        key = key_of("student", config, STUDENT_PARTS)
         return self._once(key, lambda: Student(config, teacher, mesh))
 
     def training(self, config: Config, mesh: Mesh) -> Training:
         """The step, and the state before it."""
         student, teacher = self.student(config, mesh), self.teacher(config, mesh)
-        key = _key("training", config, TRAINING_PARTS)
+        key = key_of("training", config, TRAINING_PARTS)
         return self._once(key, lambda: Training(config, student, teacher, mesh))
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen teacher: its module, its pure form, and the digest of its arrays."""
-
-    module: Any  # or a dict of several
-    apply: Callable[[Any, Any], Any]
-    state: Any
-    fingerprint: str
-
-    def logits(self, state: Any, batch: Any) -> Any:
-        """Its logits, of several teachers those of their mean; None if it has none."""
-        one = as_one_teacher(as_teacher(self.apply(state, batch)))
-        return None if one is None else one.logits
-
-    @classmethod
-    def load(cls, config: Config, mesh: Mesh) -> Teacher:
-        """Build it with the config's own call, onto the mesh."""
-        rules = config.teacher_rules
-        if isinstance(config.teacher, Mapping):
-            module = {name: make(mesh, rules) for name, make in config.teacher.items()}
-        else:
-            module = config.teacher(mesh, rules)
-        # what was built elsewhere would be sent again in every step
-        arrays = nnx.state(_one_module(module))
-        shardings = tree_shardings(arrays, mesh, rules)
-        nnx.update(_one_module(module), jax.device_put(arrays, shardings))
-        apply, state = freeze(*teacher_with_features(module, config.teacher_forward))
-        return cls(module, apply, state, fingerprint(state))
-
-
-def _one_module(teacher: Any) -> Any:
-    """Several teachers by name as one module."""
-    return nnx.Dict(teacher) if isinstance(teacher, Mapping) else teacher
-
-
-class Student:
-    """The structure of a student, without arrays, and what is measured of it."""
-
-    def __init__(self, config: Config, teacher: Teacher | None, mesh: Mesh):
-        self.trainable = config.trainable or nnx.Param
-        self.abstract = nnx.eval_shape(lambda: config.student(nnx.Rngs(0)))
-        self.forward = config.student_forward or default_forward
-        self.teacher = teacher
-        self.real_classes = getattr(config.objective, "num_classes", None)
-        self._sharding = batch_sharding(mesh)
-        self._evaluator = Evaluator(
-            self.abstract,
-            None if teacher is None else lambda _, batch: batch[TEACHER_LOGITS],
-            mesh=mesh,
-            student_forward=self.forward,
-            trainable=self.trainable,
-            num_classes=self.real_classes,
-        )
-        self._costs: dict[str, Any] = {}
-        self._kept: dict[Any, list[Any]] = {}
-        if teacher is not None:
-            self._teacher_logits = jax.jit(teacher.logits, out_shardings=self._sharding)
-
-    def num_classes(self, batch: Any) -> int | None:
-        """How many classes it knows, found without compute; None without logits.
-
-        Args:
-          batch: Shapes of a batch.
-        """
-        graphdef, params, rest = split_module(
-            self.abstract, self.trainable, training=False
-        )
-        apply = module_apply(graphdef, self.trainable, self.forward)
-        key = jax.random.key(0)
-        with inputs_in_errors("student", batch):
-            z = jax.eval_shape(
-                lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch
-            )
-        z = as_outputs(z).logits
-        return None if z is None else min(z.shape[-1], self.real_classes or z.shape[-1])
-
-    def check(self, config: Config, num_classes: int | None, batch: Any) -> None:
-        """Its teacher has the same classes, and those in focus exist; without compute.
-
-        Args:
-          config: The config, for messages.
-          num_classes: How many the student has.
-          batch: Shapes of a batch.
-        """
-        if num_classes is None:
-            return
-        outside = [c for c in config.focus_classes if not 0 <= c < num_classes]
-        if outside:
-            fail(
-                "train",
-                "--focus-classes",
-                f"lie in [0, {num_classes}), the classes of the student",
-                ", ".join(map(str, outside)),
-                "Classes count from 0.",
-            )
-        if self.teacher is None:
-            return
-        with inputs_in_errors("teacher", batch):
-            v = jax.eval_shape(self.teacher.logits, self.teacher.state, batch)
-        known = (
-            None if v is None else min(v.shape[-1], self.real_classes or v.shape[-1])
-        )
-        if known not in (None, num_classes):
-            fail(
-                "train",
-                "the teacher",
-                f"have the student's classes, {num_classes}",
-                known,
-                f"Change the student of {config.name!r}, or name another teacher with "
-                "--teacher.workdir.",
-            )
-
-    def arrays(self, field: str) -> dict[str, Any]:
-        """What of a checkpoint is measured: shapes of `params` or `ema`, and `rest`."""
-        _, params, rest = split_module(self.abstract, self.trainable, training=False)
-        return {field: params, "rest": rest}
-
-    def evaluate(
-        self, config: Config, params: Any, rest: Any, source: Source
-    ) -> Evaluation:
-        """Quality of these parameters, and of the teacher, on a source."""
-        batches = config.loader.eval_batches(
-            source,
-            batch_size=config.eval_batch_size,
-            **this_process(self._sharding),
-        )
-        sent = (batch for batch, _ in prefetch_to_device(batches, self._sharding))
-        if self.teacher is not None:
-            # sources are kept open: an id is that of one of them alone
-            key = id(source), _key("batches", config, ("loader", "eval_batch_size"))
-            sent = self._beside_teacher(self.teacher, sent, key)
-        return self._evaluator(params, rest, None, sent)
-
-    def _beside_teacher(
-        self, teacher: Teacher, batches: Iterable[Any], key: Any
-    ) -> Iterator[Any]:
-        """The batches with the teacher's logits: it is frozen, and so is run once."""
-        kept = self._kept.get(key, [])
-        found, size = [], 0
-        for number, batch in enumerate(batches):
-            if kept:
-                logits = kept[number]
-            else:
-                logits = self._teacher_logits(teacher.state, batch)
-            jax.block_until_ready(logits)  # simulated devices run one program at a time
-            size += sum(x.nbytes for x in jax.tree.leaves(logits))
-            found = [*found, logits] if size <= KEPT_BYTES else []
-            yield {**batch, TEACHER_LOGITS: logits}
-        self._kept[key] = found
-
-    def measure(
-        self, config: Config, params: Any, rest: Any, source: Source
-    ) -> tuple[dict[str, Any], bytes]:
-        """Quality and cost of student and teacher; every prediction, as npz."""
-        found = self.evaluate(config, params, rest, source)
-        example = next(config.loader.eval_batches(source, batch_size=1))["inputs"]
-        cost = self._cost(params, rest, example)
-        student = {**found.student, **cost["student"]}
-        arrays: dict[str, Any] = {"labels": found.labels}
-        arrays["student"] = found.student_predictions
-        teacher = None
-        if self.teacher is not None and found.teacher is not None:
-            teacher = {**found.teacher, **cost["teacher"]}
-            arrays["teacher"] = found.teacher_predictions
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        num_classes = len(found.student["per_class"]["count"])
-        names = getattr(source, "class_names", None) or range(num_classes)
-        return {
-            "num_examples": found.student["num_examples"],
-            "class_names": [str(name) for name in names],
-            "student": student,
-            "teacher": teacher,
-        }, buffer.getvalue()
-
-    def _cost(self, params: Any, rest: Any, example: Any) -> dict[str, Any]:
-        """Size and speed of student and teacher, measured once, and in turn."""
-        if not self._costs:
-            graphdef, _, _ = split_module(self.abstract, self.trainable, training=False)
-
-            def student(arrays, x):
-                model = nnx.merge(graphdef, *arrays, copy=True)
-                return as_outputs(self.forward(model, {"inputs": x})).logits
-
-            models = {"student": Model(student, (params, rest), params)}
-            if (teacher := self.teacher) is not None:
-                own = nnx.to_pure_dict(
-                    nnx.state(_one_module(teacher.module), nnx.Param)
-                )
-                models["teacher"] = Model(
-                    lambda state, x: teacher.logits(state, {"inputs": x}),
-                    teacher.state,
-                    own,
-                )
-            self._costs = costs(models, example)
-        return self._costs
 
 
 class Training:
@@ -342,14 +123,27 @@ class Training:
             key = jax.random.key(seed)
             return make().init(config.student(nnx.Rngs(key)), rng=key)
 
-        shapes = jax.eval_shape(init, 0)
+        def init_from(arrays, seed):
+            module = nnx.merge(nnx.graphdef(student.abstract), arrays)
+            return make().init(module, rng=jax.random.key(seed))
+
+        loaded = starts_from_files(config)
+        like = (nnx.state(student.abstract),) if loaded else ()
+        birth = init_from if loaded else init
+        shapes = jax.eval_shape(birth, *like, 0)
         rules = config.student_rules
         # replicated, unless a rule says otherwise: all devices read all of a queue
         own = placed(shapes.objective_state, mesh, rules, min_size=sys.maxsize)
-        like = placed(replace(shapes, objective_state=None), mesh, rules)
-        self.like = replace(like, objective_state=own)
+        placed_state = placed(replace(shapes, objective_state=None), mesh, rules)
+        self.like = replace(placed_state, objective_state=own)
         shardings = jax.tree.map(lambda x: x.sharding, self.like)
-        self.init = jax.jit(init, out_shardings=shardings)
+        compiled = jax.jit(birth, out_shardings=shardings)
+
+        def load(seed: int) -> DistillState:
+            module = make_student(config, nnx.Rngs(jax.random.key(seed)), mesh)
+            return compiled(nnx.state(module), seed)
+
+        self.init: Callable[[int], DistillState] = load if loaded else compiled
         axes = batch_axes(mesh)
         self.step: DistillStep = make(state_shardings=shardings, batch_axes=axes)
 

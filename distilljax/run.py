@@ -42,7 +42,7 @@ SELECTABLE = {
 }
 
 # Fields of the config that the report alone reads: a finished run takes new ones over.
-ONLY_REPORTED = ("baseline", "description", "expected", "focus_classes")
+ONLY_REPORTED = ("baseline", "description", "expected", "focus_classes", "headline")
 
 
 class Run:
@@ -122,8 +122,9 @@ class Run:
         self.check_labels("data", self.source)
         self.student.check(self.config, self.num_classes, batch)
         self.training.check(batch)
-        for name in ("validation", "test"):
-            if (part := getattr(self.config, name)) is not None:
+        parts = {"validation": self.config.validation, "test": self.config.test}
+        for name, part in (parts | (self.config.other_tests or {})).items():
+            if part is not None:
                 source = self.open(part)
                 next(self.config.loader.eval_batches(source, batch_size=1))
                 self.check_labels(name, source)
@@ -378,11 +379,17 @@ class Run:
             "date": today(),
         }
         predictions = None
+        arrays = self.evaluated(state)
         if config.test is not None:
-            measured, predictions = self.student.measure(
-                config, *self.evaluated(state), self.open(config.test)
-            )
+            source = self.open(config.test)
+            measured, predictions = self.student.measure(config, *arrays, source)
             results |= {"split": "test", **measured}
+        if config.probes:
+            for who, found in self.student.probe(config, *arrays).items():
+                results[who] = {**(results.get(who) or {}), "probes": found}
+        for name, part in (config.other_tests or {}).items():
+            found = self.student.quality(config, *arrays, self.open(part))
+            results.setdefault("other_tests", {})[name] = found
         if jax.process_index() == 0:
             if predictions is not None:
                 write_atomically(self.workdir / "predictions.npz", predictions)

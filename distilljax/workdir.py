@@ -31,7 +31,8 @@ from jax.sharding import Mesh
 from distilljax._checks import fail
 from distilljax._functional import split_module
 from distilljax.checkpoints import Checkpoints
-from distilljax.config import differences, from_json, resumable
+from distilljax.config import from_json
+from distilljax.resume import differences, resumable
 from distilljax.sharding import Rule, tree_shardings
 from distilljax.typing import path_of
 

@@ -33,7 +33,8 @@ LAYERS = [
         "objectives", "teachers", "students", "rollouts", "models", "data", "config",
         "metrics", "optimizers", "sharding", "checkpoints",
     },
-    {"train", "run", "programs", "workdir", "evaluation", "planning"},
+    {"resume"},
+    {"train", "run", "programs", "pair", "workdir", "evaluation", "planning"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
@@ -51,8 +52,10 @@ SIBLINGS = {
     ("run", "programs"): "a run uses the programs that are compiled there",
     ("run", "workdir"): "a run describes itself in its working directory",
     ("train", "workdir"): "the loop claims and describes its working directory",
-    ("programs", "evaluation"): "the evaluator is one of the compiled programs",
-    ("programs", "workdir"): "a teacher is the run of another working directory",
+    ("programs", "pair"): "a step is compiled for the two models of a run",
+    ("programs", "workdir"): "a state is placed as a checkpoint of it will be",
+    ("pair", "evaluation"): "the evaluator is one of the compiled programs",
+    ("pair", "workdir"): "a teacher has the fingerprint that results name",
 }
 
 # What every part may import from outside: the core dependencies, and what jax brings.
@@ -70,13 +73,18 @@ HEAVY = {
     "tyro": {"cli", "config"},
     "rich": {"cli", "metrics"},
     "tensorboardX": {"metrics"},
-    "matplotlib": {"evaluation.plots", "evaluation.plot_layout", "evaluation.report"},
+    "matplotlib": {
+        "evaluation.plots",
+        "evaluation.plot_layout",
+        "evaluation.plots_cost",
+        "evaluation.report",
+    },
     "jinja2": {"evaluation.report", "data.text"},
     "tokenizers": {"models.pretrained", "data.text"},
     "sentencepiece": {"data.text"},
     "pyarrow": {"data.text"},
     "safetensors": {"models.pretrained"},
-    "gguf": {"models.pretrained"},
+    "gguf": {"models.pretrained", "data.text"},
     "huggingface_hub": {"models.pretrained"},
     "qwix": {"students"},
 }

@@ -16,15 +16,13 @@ from flax import nnx
 import distilljax
 from distilljax import data, losses, models, objectives, optimizers
 from distilljax.config import (
-    RESUMABLE,
     Config,
-    differences,
     from_json,
     load_experiment,
-    resumable,
     to_json,
 )
 from distilljax.programs import Programs
+from distilljax.resume import RESUMABLE, differences, resumable
 from distilljax.run import ONLY_REPORTED
 from distilljax.sharding import Rule, mesh_from_string
 from distilljax.train import evaluate, train

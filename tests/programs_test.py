@@ -161,7 +161,7 @@ def test_a_frozen_teacher_is_evaluated_once_on_each_source(tiny, monkeypatch):
     scaled = replace(tiny, loader=replace(tiny.loader, scale=9.0))
     assert evaluations(scaled, tiny.validation)[0] == 3
     # and what is too much to be kept
-    monkeypatch.setattr("distilljax.programs.KEPT_BYTES", 500)
+    monkeypatch.setattr("distilljax.pair.KEPT_BYTES", 500)
     assert [evaluations(tiny, tiny.data)[0] for _ in range(2)] == [3, 3]
 
 

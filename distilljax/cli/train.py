@@ -11,6 +11,7 @@ from distilljax._checks import fail
 from distilljax.cli.multihost import initialize
 from distilljax.cli.overrides import Planned, make_parser, parse, parse_seeds, plan
 from distilljax.config import Config
+from distilljax.evaluation.arms import Metric, quality_of
 from distilljax.evaluation.statistics import paired_difference, spread
 
 DESCRIPTION = """\
@@ -123,14 +124,30 @@ def _one_line(results: dict[str, Any]) -> str:
     done = "already finished, " if results.get("already_finished") else ""
     if "student" not in results:
         return done + "trained; the config has no test data to measure it on"
-    student, count = results["student"], results["num_examples"]
-    errors = round((1 - student["accuracy"]) * count)
-    parts = [f"test accuracy {student['accuracy']:.4f} ({errors} errors of {count})"]
-    if student["kl_to_teacher"] is not None:
+    student, teacher = results["student"], results.get("teacher")
+    metric = _headline(results)
+    parts = [f"{metric.label} {_number(metric, student)}"]
+    if metric.key == "accuracy":
+        count = results["num_examples"]
+        errors = round((1 - student["accuracy"]) * count)
+        parts = [f"test {parts[0]} ({errors} errors of {count})"]
+    if student.get("perplexity") is not None:
+        parts.append(f"perplexity {student['perplexity']:.2f}")
+    if student.get("kl_to_teacher") is not None:
         parts.append(f"KL to the teacher {student['kl_to_teacher']:.4f} nats")
-    if results["teacher"] is not None:
-        parts.append(f"teacher {results['teacher']['accuracy']:.4f}")
+    if metric.read(teacher) is not None:
+        parts.append(f"teacher {_number(metric, teacher)}")
     return done + ", ".join(parts)
+
+
+def _headline(results: dict[str, Any]) -> Metric:
+    """What models of this kind are compared by."""
+    return quality_of([results["student"]], [results.get("headline")])[0]
+
+
+def _number(metric: Metric, evaluated: dict[str, Any] | None) -> str:
+    value = metric.read(evaluated)
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 def _compare(found: list[dict[str, Any]]) -> None:
@@ -140,22 +157,31 @@ def _compare(found: list[dict[str, Any]]) -> None:
         if "student" in results:
             by_arm.setdefault(results["arm"], {})[results["seed"]] = results
     for arm, runs in by_arm.items():
-        accuracy = {seed: r["student"]["accuracy"] for seed, r in runs.items()}
-        found_spread = spread(list(accuracy.values()))
-        line = f"{arm:24} accuracy {found_spread.mean:.4f}"
+        metric = _headline(next(iter(runs.values())))
+        values = {
+            seed: value
+            for seed, r in runs.items()
+            if (value := metric.read(r["student"])) is not None
+        }
+        if not values:
+            continue
+        found_spread = spread(list(values.values()))
+        line = f"{arm:24} {metric.label} {found_spread.mean:.4f}"
         if found_spread.sd is not None:
             line += f" +- {found_spread.sd:.4f}"
         baseline = by_arm.get(next(iter(runs.values()))["baseline"] or "", {})
-        seeds = sorted(accuracy.keys() & baseline.keys())
-        if len(seeds) > 1:
-            difference = paired_difference(
-                [accuracy[s] for s in seeds],
-                [baseline[s]["student"]["accuracy"] for s in seeds],
-            )
+        theirs = {s: metric.read(r["student"]) for s, r in baseline.items()}
+        pairs = [
+            (values[s], other)
+            for s, other in sorted(theirs.items())
+            if s in values and other is not None
+        ]
+        if len(pairs) > 1:
+            difference = paired_difference(*map(list, zip(*pairs, strict=True)))
             line += (
                 f"   against its baseline {difference.mean:+.4f} "
                 f"[{difference.low:+.4f}, {difference.high:+.4f}] "
-                f"(95 %, {len(seeds)} pairs)"
+                f"(95 %, {len(pairs)} pairs)"
             )
         _say(line)
 

@@ -246,6 +246,11 @@ class Subset:
         """Of the whole source."""
         return getattr(self.source, "class_names", ())
 
+    @property
+    def tokenizer(self) -> Any:
+        """Of the whole source; None if it is no text."""
+        return getattr(self.source, "tokenizer", None)
+
     def __len__(self) -> int:
         """How many examples were chosen."""
         return len(self.chosen)
@@ -364,13 +369,7 @@ def load_in_memory(source: Source) -> Arrays:
 
 
 def check_labelled(function: str, source: Source, remedy: str) -> None:
-    """A source has labels, by its first example; an empty one may have them.
-
-    Args:
-      function: Who asks, for the message.
-      source: The source.
-      remedy: What to do without labels.
-    """
+    """A source has labels, by its first example; an empty one may have them."""
     whole = source
     while isinstance(whole, Subset):
         whole = whole.source

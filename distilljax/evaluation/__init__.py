@@ -6,6 +6,7 @@ from distilljax.evaluation.measures import measure as measure
 from distilljax.evaluation.measures import summarize as summarize
 from distilljax.evaluation.report import Report as Report
 from distilljax.evaluation.report import report as report
+from distilljax.evaluation.samples import Samples as Samples
 from distilljax.evaluation.statistics import PairedDifference as PairedDifference
 from distilljax.evaluation.statistics import Spread as Spread
 from distilljax.evaluation.statistics import mcnemar as mcnemar

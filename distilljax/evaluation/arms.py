@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,44 @@ COST = (
     Metric("latency_ms.p90", "latency, 90th percentile", "ms", False),
     Metric("throughput.examples_per_second", "throughput", "/s", True),
 )
+
+
+LANGUAGE = (
+    Metric("nll", "NLL", "nats", False),
+    Metric("perplexity", "perplexity", "", False),
+    Metric("bits_per_byte", "bits per byte", "", False),
+    *QUALITY[1:4],
+    QUALITY[0],
+)
+
+
+def quality_of(
+    students: Sequence[dict[str, Any]], headlines: Iterable[str | None] = ()
+) -> tuple[Metric, ...]:
+    """What students of an experiment are compared by: the headline, then the rest.
+
+    Models of text are compared by their NLL, others by their accuracy, and all of them
+    by what their config names. The numbers of probes come last; more of them is taken
+    for better. What no student has is left out.
+    """
+    text = any("perplexity" in student for student in students)
+    known = [*(LANGUAGE if text else QUALITY), *_probed(students)]
+    named = set(headlines) - {None}
+    headline = named.pop() if len(named) == 1 else known[0].key
+    found = [m for m in known if any(m.read(s) is not None for s in students)]
+    return tuple(sorted(found, key=lambda metric: metric.key != headline))
+
+
+def _probed(students: Sequence[dict[str, Any]]) -> list[Metric]:
+    """The numbers of probes, in the order in which they were measured."""
+    names = {
+        (probe, name): None
+        for student in students
+        for probe, found in (student.get("probes") or {}).items()
+        for name, value in found.items()
+        if isinstance(value, int | float)
+    }
+    return [Metric(f"probes.{p}.{n}", f"{p}: {n}", "", True) for p, n in names]
 
 
 @dataclass(frozen=True)
@@ -111,6 +149,7 @@ def make_arm(
     runs: Sequence[Run],
     focus_classes: Sequence[int],
     evaluated: Callable[[Run], dict[str, Any]] = student_of,
+    quality: Sequence[Metric] = QUALITY,
 ) -> Arm:
     """Collect the evaluations of some runs, one for each seed."""
     evaluations = [evaluated(run) for run in runs]
@@ -122,7 +161,7 @@ def make_arm(
         runs=tuple(runs),
         metrics={
             metric.key: _spread_or_none([metric.read(e) for e in evaluations])
-            for metric in (*QUALITY, *COST)
+            for metric in (*quality, *COST)
         },
         recall={
             label: spread([v for v in values if v is not None])

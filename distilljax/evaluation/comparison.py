@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from distilljax._checks import fail
 from distilljax.evaluation.arms import (
     COST,
-    QUALITY,
     Arm,
+    Metric,
     class_recall,
     make_arm,
+    quality_of,
     teacher_of,
 )
 from distilljax.evaluation.differences import Difference, is_taught, what_differs
@@ -54,6 +55,7 @@ class Comparison:
       arm: Name of the arm.
       baseline: Name of its baseline.
       seeds: Seeds that both have.
+      metric: What the verdict is about.
       differences: Arm minus baseline, by metric; None where a run lacks the metric.
       recall: Arm minus baseline in the recall of each focus class.
       pooled: McNemar's test, where all runs saved their predictions.
@@ -64,6 +66,7 @@ class Comparison:
     arm: str
     baseline: str
     seeds: tuple[int, ...]
+    metric: Metric
     differences: dict[str, PairedDifference | None]
     recall: dict[int, PairedDifference]
     pooled: Pooled | None
@@ -82,15 +85,21 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the accuracies allow to say, in the same words for either sign."""
-        accuracy = self.differences["accuracy"]
+        """What the differences allow to say, in the same words for either sign."""
+        found = self.headline
         if self.unfair:
             return "not a fair comparison"
-        if accuracy is None or accuracy.n < MIN_PAIRS:
+        if found is None or found.n < MIN_PAIRS:
             return "too few pairs for a claim"
-        if not accuracy.excludes_zero:
+        if not found.excludes_zero:
             return "no difference shown"
-        return "helped" if accuracy.mean > 0 else "hurt"
+        better = (found.mean > 0) == self.metric.higher_is_better
+        return "helped" if better else "hurt"
+
+    @property
+    def headline(self) -> PairedDifference | None:
+        """The difference that the verdict is about."""
+        return self.differences[self.metric.key]
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class Experiment:
       num_examples: Examples of that split.
       class_names: Names of the classes.
       focus_classes: Classes whose recall is shown apart.
+      quality: What models are compared by, the headline first.
       teacher: The teacher, once for each seed; None if no run had one.
       arms: Baselines first.
       comparisons: One for each arm that names a baseline with runs.
@@ -117,6 +127,7 @@ class Experiment:
     num_examples: int
     class_names: list[str]
     focus_classes: list[int]
+    quality: tuple[Metric, ...]
     teacher: Arm | None
     arms: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]
@@ -169,21 +180,23 @@ def _experiment(runs: list[Run]) -> Experiment:
     first = runs[0]
     _check_same_classes(runs)
     focus = sorted({label for run in runs for label in run.focus_classes})
+    students = [run.student for run in runs]
+    quality = quality_of(students, (run.headline for run in runs))
     baselines = {run.baseline for run in runs}
     names = sorted(
         {run.arm for run in runs},
         key=lambda arm: (arm not in baselines, natural_key(arm)),
     )
     arms = tuple(
-        make_arm(name, [run for run in runs if run.arm == name], focus)
+        make_arm(name, [run for run in runs if run.arm == name], focus, quality=quality)
         for name in names
     )
     taught = {run.seed: run for run in reversed(runs) if run.teacher is not None}
     teacher = None
     if taught:
         by_seed = [taught[seed] for seed in sorted(taught)]
-        teacher = make_arm("teacher", by_seed, focus, teacher_of)
-    comparisons, missing = _comparisons(arms, focus)
+        teacher = make_arm("teacher", by_seed, focus, teacher_of, quality)
+    comparisons, missing = _comparisons(arms, focus, quality)
     return Experiment(
         name=first.name,
         descriptions=_descriptions(arms),
@@ -191,6 +204,7 @@ def _experiment(runs: list[Run]) -> Experiment:
         num_examples=first.num_examples,
         class_names=first.class_names,
         focus_classes=focus,
+        quality=quality,
         teacher=teacher,
         arms=arms,
         comparisons=tuple(comparisons),
@@ -222,7 +236,7 @@ def _check_same_classes(runs: list[Run]) -> None:
 
 
 def _comparisons(
-    arms: tuple[Arm, ...], focus: list[int]
+    arms: tuple[Arm, ...], focus: list[int], quality: tuple[Metric, ...]
 ) -> tuple[list[Comparison], list[str]]:
     """Every arm with its baseline, and what stands in the way of some."""
     by_name = {arm.name: arm for arm in arms}
@@ -257,7 +271,7 @@ def _comparisons(
                     f"{arm.name} and {name}: without config.json beside each of their "
                     "results, only their budgets and sizes were compared."
                 )
-            comparisons.append(_compare_pairs(arm.name, name, pairs, focus))
+            comparisons.append(_compare_pairs(arm.name, name, pairs, focus, quality))
     runs = [run for arm in arms for run in arm.runs]
     if not any(run.baseline for run in runs) and not is_single(runs):
         notes.append(
@@ -267,10 +281,14 @@ def _comparisons(
 
 
 def _compare_pairs(
-    arm: str, baseline: str, pairs: list[tuple[Run, Run]], focus: list[int]
+    arm: str,
+    baseline: str,
+    pairs: list[tuple[Run, Run]],
+    focus: list[int],
+    quality: tuple[Metric, ...],
 ) -> Comparison:
     differences: dict[str, PairedDifference | None] = {}
-    for metric in (*QUALITY, *COST):
+    for metric in (*quality, *COST):
         ours = [metric.read(run.student) for run, _ in pairs]
         theirs = [metric.read(run.student) for _, run in pairs]
         differences[metric.key] = _difference(ours, theirs)
@@ -284,6 +302,7 @@ def _compare_pairs(
         arm=arm,
         baseline=baseline,
         seeds=tuple(run.seed for run, _ in pairs),
+        metric=quality[0],
         differences=differences,
         recall=recall,
         pooled=_pool_predictions(pairs),
@@ -336,7 +355,9 @@ def _notes(runs: list[Run], arms: tuple[Arm, ...]) -> list[str]:
         notes.append("No teacher was evaluated: no KL, agreement or forgetting.")
     for seed in sorted({run.seed for run in runs}):
         accuracies = {
-            run.teacher["accuracy"] for run in runs if run.seed == seed and run.teacher
+            run.teacher["accuracy"]
+            for run in runs
+            if run.seed == seed and run.teacher and "accuracy" in run.teacher
         }
         if len(accuracies) > 1:
             listed = " and ".join(f"{100 * a:.2f} %" for a in sorted(accuracies))

@@ -15,9 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distilljax.evaluation.flops import count_flops
+
 LATENCY_ROUNDS, LATENCY_CALLS = 10, 5
 THROUGHPUT_ROUNDS, THROUGHPUT_CALLS = 5, 1
 THROUGHPUT_BATCH = 256
+# Of examples that are rows of tokens, as many as have this many together.
+THROUGHPUT_TOKENS = 2048
+# A call that takes longer is repeated less often.
+SLOW_SECONDS, SLOW_ROUNDS = 0.2, 3
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Model:
     """A model to be measured.
 
     Attributes:
-      forward: `(state, inputs) -> logits`, in inference mode.
+      forward: `(state, batch) -> logits`, or predictions, in inference mode.
       state: All arrays of the model.
       params: Those of them that are parameters.
     """
@@ -40,27 +46,31 @@ def costs(models: Mapping[str, Model], example: Any) -> dict[str, dict[str, Any]
 
     Args:
       models: By name. If one is the "teacher", the others are compared with it.
-      example: One input, shape [1, ...].
+      example: One example, as a batch of 1: a dict of arrays [1, ...].
 
     Returns:
       For each model `parameters` (count), `bytes` (of all arrays), `flops_per_example`
-      (counted by the compiler for batch 1, which sees a scanned layer once),
+      (of `count_flops` at batch 1),
       `latency_ms` at batch 1 (median and 90th percentile over 50 calls, each waited
-      for) and `throughput` in examples per second at batch 256 (best of 5). Both have
-      `to_teacher`: median, 10th and 90th percentile, over the rounds, of the ratio to
-      the teacher in the same round; None for the teacher itself, or without one.
+      for) and `throughput` in examples per second at batch 256, or at 2,048 tokens
+      (best of 5). Both have `to_teacher`: median, 10th and 90th percentile, over the
+      rounds, of the ratio to the teacher in the same round; None for the teacher
+      itself, or without one. What takes more than .2 s is called 3 times.
     """
-    example = np.asarray(example)
-    many = np.repeat(example, THROUGHPUT_BATCH, axis=0)
+    example = jax.tree.map(np.asarray, example)
+    size = THROUGHPUT_BATCH
+    if "tokens" in example:
+        size = max(1, THROUGHPUT_TOKENS // example["tokens"].shape[1])
+    many = jax.tree.map(lambda x: np.repeat(x, size, axis=0), example)
     single = {name: _compile(model, example) for name, model in models.items()}
     seconds = _time(single, models, example, LATENCY_ROUNDS, LATENCY_CALLS)
     batched = {name: _compile(model, many) for name, model in models.items()}
     batch_seconds = _time(batched, models, many, THROUGHPUT_ROUNDS, THROUGHPUT_CALLS)
     latency = {name: np.median(times, axis=1) for name, times in seconds.items()}
-    speed = {n: THROUGHPUT_BATCH / times.min(1) for n, times in batch_seconds.items()}
+    speed = {n: size / times.min(1) for n, times in batch_seconds.items()}
     return {
         name: {
-            **_size(model, single[name]),
+            **_size(model, example),
             "latency_ms": {
                 "batch": 1,
                 "median": 1e3 * float(np.median(seconds[name])),
@@ -68,7 +78,7 @@ def costs(models: Mapping[str, Model], example: Any) -> dict[str, dict[str, Any]
                 "to_teacher": _to_teacher(name, latency),
             },
             "throughput": {
-                "batch": THROUGHPUT_BATCH,
+                "batch": size,
                 "examples_per_second": float(speed[name].max()),
                 "to_teacher": _to_teacher(name, speed),
             },
@@ -77,39 +87,45 @@ def costs(models: Mapping[str, Model], example: Any) -> dict[str, dict[str, Any]
     }
 
 
-def _compile(model: Model, inputs: np.ndarray) -> Any:
-    return jax.jit(model.forward).lower(model.state, inputs).compile()
+def _compile(model: Model, batch: Any) -> Any:
+    return jax.jit(model.forward).lower(model.state, batch).compile()
 
 
-def _size(model: Model, compiled: Any) -> dict[str, Any]:
+def _size(model: Model, example: Any) -> dict[str, Any]:
     arrays = [
         x
         for x in jax.tree.leaves(model.state)
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     ]
-    analysis = compiled.cost_analysis() or {}
     return {
         "parameters": int(sum(x.size for x in jax.tree.leaves(model.params))),
         "bytes": int(sum(x.size * x.dtype.itemsize for x in arrays)),
-        "flops_per_example": float(analysis.get("flops", float("nan"))),
+        "flops_per_example": count_flops(model.forward, model.state, example),
     }
 
 
 def _time(
     compiled: Mapping[str, Any],
     models: Mapping[str, Model],
-    inputs: np.ndarray,
+    batch: Any,
     rounds: int,
     calls: int,
 ) -> dict[str, np.ndarray]:
     """Seconds of each call [rounds, calls]: in each round, each model has its turn."""
+
+    def call(name: str) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled[name](models[name].state, batch))
+        return time.perf_counter() - start
+
+    for name in models:
+        call(name)  # warms up
+    if max(map(call, models)) > SLOW_SECONDS:
+        rounds, calls = SLOW_ROUNDS, 1
     seconds = {name: np.empty((rounds, calls)) for name in models}
-    for round_ in range(-1, rounds):  # the first one warms up
+    for round_ in range(rounds):
         for name in models if round_ % 2 else reversed(list(models)):
-            for call in range(calls):
-                start = time.perf_counter()
-                jax.block_until_ready(compiled[name](models[name].state, inputs))
-                seconds[name][max(round_, 0), call] = time.perf_counter() - start
+            seconds[name][round_] = [call(name) for _ in range(calls)]
     return seconds
 
 

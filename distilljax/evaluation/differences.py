@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distilljax import config
+from distilljax import resume
 from distilljax.evaluation.runs import Run
 
 Kind = Literal["teaching", "training data", "unfair"]
@@ -44,7 +44,7 @@ class Difference:
 def what_differs(pairs: Sequence[tuple[Run, Run]]) -> tuple[Difference, ...]:
     """Everything in which the partners differ: the measured budget, then the configs.
 
-    Fields that change no result (`distilljax.config.RESUMABLE`) are left out, and so
+    Fields that change no result (`distilljax.resume.RESUMABLE`) are left out, and so
     are the configs of runs without one.
     """
     found: dict[str, Difference] = {}
@@ -90,7 +90,7 @@ def _kind(path: str, selects: bool) -> Kind | None:
         return "teaching"
     if top == "data":
         return "training data"
-    if top in _LABELS or config.resumable(path) or (top in _SELECTION and not selects):
+    if top in _LABELS or resume.resumable(path) or (top in _SELECTION and not selects):
         return None
     return "unfair"
 
@@ -101,7 +101,7 @@ def _changes(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any,
         for key in sorted(ours.keys() | theirs.keys()):
             inner = f"{path}.{key}" if path else key
             yield from _changes(ours.get(key), theirs.get(key), inner)
-    elif config.differences(ours, theirs):
+    elif resume.differences(ours, theirs):
         yield path, ours, theirs
 
 

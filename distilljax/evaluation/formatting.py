@@ -46,7 +46,9 @@ def decimals_of(metric: Metric, values: Sequence[float], num_examples: int) -> i
         return 3
     at_largest = 2 - math.floor(math.log10(max(sizes)))
     at_smallest = -math.floor(math.log10(min(sizes)))
-    return min(4, max(0, at_largest, at_smallest))
+    # of a few nats, hundredths count
+    least = 2 if metric.unit == "nats" and max(sizes) < 100 else 0
+    return min(4, max(least, at_largest, at_smallest))
 
 
 def scaled(metric: Metric, value: float) -> float:

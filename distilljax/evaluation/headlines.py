@@ -11,9 +11,13 @@ from distilljax.evaluation.arms import QUALITY, Arm, Metric
 from distilljax.evaluation.comparison import MIN_PAIRS, Comparison, Experiment
 from distilljax.evaluation.formatting import (
     better_of,
+    decimals_of,
     fixed,
+    interval,
     percent_decimals,
+    scaled,
     shorten,
+    signed,
 )
 from distilljax.evaluation.statistics import PairedDifference, Spread
 
@@ -78,6 +82,12 @@ def _measured(arm: Arm, experiment: Experiment) -> list[str]:
         wrong = total * (1 - accuracy.mean) if accuracy is not None else math.nan
         return fixed(wrong, 0 if len(arm.runs) == 1 else 1)
 
+    if (metric := experiment.quality[0]).key != "accuracy":
+        found = [a.metrics[metric.key] for a in (*before[:1], arm)]
+        values = [spread.mean for spread in found if spread is not None]
+        decimals = decimals_of(metric, values, total)
+        texts = [fixed(scaled(metric, value), decimals) for value in values]
+        return [f"{metric.label} {' to '.join(texts)}"]
     counts = " to ".join(map(errors, (*before[:1], arm)))
     accuracy = shares(lambda a: a.metrics["accuracy"], decimals)
     found = [f"accuracy {accuracy}", f"errors {counts} of {total:,}"]
@@ -106,11 +116,13 @@ def _headline(c: Comparison, arms: dict[str, Arm], experiment: Experiment) -> st
         f"({'; '.join(shorten(x, 80) for x in c.unfair)}), so this says nothing about "
         "the teaching",
     }[c.verdict]
-    accuracy = QUALITY[0]
     sentences = [f"{opening}."]
-    difference = c.differences["accuracy"]
-    if difference is not None:
-        text = _change(difference, accuracy, experiment, "Accuracy")
+    difference = c.headline
+    if difference is not None and c.metric.key != "accuracy":
+        name = c.metric.label[:1].upper() + c.metric.label[1:]
+        sentences.append(_change(difference, c.metric, experiment, name) + ".")
+    elif difference is not None:
+        text = _change(difference, c.metric, experiment, "Accuracy")
         errors = -difference.mean * experiment.num_examples
         words = "fewer" if errors < 0 else "more"
         decimals = 0 if difference.n == 1 else 1
@@ -125,41 +137,41 @@ def _headline(c: Comparison, arms: dict[str, Arm], experiment: Experiment) -> st
         if label in theirs and label in ours:
             before, after = (100 * r[label].mean for r in (theirs, ours))
             levels = f": {fixed(before, 1)} % to {fixed(after, 1)} %"
-        sentences.append(_change(recall, accuracy, experiment, name + levels) + ".")
-    return " ".join([*sentences, *_beyond_accuracy(c)])
+        sentences.append(_change(recall, QUALITY[0], experiment, name + levels) + ".")
+    return " ".join([*sentences, *_beyond_headline(c, experiment)])
 
 
-def _beyond_accuracy(c: Comparison) -> list[str]:
+def _beyond_headline(c: Comparison, experiment: Experiment) -> list[str]:
     """What else moved for certain: accuracy alone can hide a gain, or a price."""
     if c.unfair or len(c.seeds) < MIN_PAIRS:
         return []
     moved: dict[str, list[str]] = {"better": [], "worse": []}
-    for metric in QUALITY[1:]:
+    for metric in experiment.quality[1:]:
         difference = c.differences[metric.key]
         if difference is not None and difference.excludes_zero:
             improved = (difference.mean > 0) == metric.higher_is_better
             moved["better" if improved else "worse"].append(metric.label)
     parts = [f"{word} {', '.join(names)}" for word, names in moved.items() if names]
-    return [f"Beyond accuracy: {'; '.join(parts)}."] if parts else []
+    return [f"Beyond {c.metric.label}: {'; '.join(parts)}."] if parts else []
 
 
 def _change(
     difference: PairedDifference, metric: Metric, experiment: Experiment, name: str
 ) -> str:
     """Such as "Accuracy +3.5 points (95 % interval +3.1 to +4.0, without 0; ...)"."""
-    decimals = percent_decimals(experiment.num_examples)
-    mean = fixed(100 * difference.mean, decimals, sign=True)
+    sizes = [difference.mean, difference.sd or 0.0]
+    decimals = decimals_of(metric, sizes, experiment.num_examples)
+    mean = signed(metric, difference.mean, decimals)
     joint = "," if ":" in name else ""
-    text = f"{name}{joint} {mean} points"
+    unit = metric.unit.replace("%", "points")
+    text = f"{name}{joint} {mean} {unit}".rstrip()
     if difference.low is None or difference.high is None:
         return text + " (one pair: no interval)"
-    ends = [
-        fixed(100 * x, decimals, sign=True) for x in (difference.low, difference.high)
-    ]
+    ends = interval(metric, difference, decimals)
     zero = "without 0" if difference.excludes_zero else "includes 0"
     level = f"{100 * difference.confidence:g} % interval"
     better = better_of(metric, difference).replace("/", " of ")
-    return f"{text} ({level} {ends[0]} to {ends[1]}, {zero}; {better} pairs better)"
+    return f"{text} ({level} {ends}, {zero}; {better} pairs better)"
 
 
 def _pairs(n: int) -> str:

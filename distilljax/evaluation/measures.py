@@ -7,7 +7,7 @@ nothing. `summarize` divides once, on the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from distilljax._checks import check_logits, check_where, fail
 from distilljax.losses import forward_kl
+
+MAX_COUNTED_CLASSES = 1000
+"""Of more classes, as of tokens, only sums over all of them are kept."""
+
+_OF_TEACHER = ("teacher_correct", "both_correct", "gained", "lost")
 
 
 def measure(
@@ -90,23 +95,28 @@ def measure(
     sums = {
         "count": live.sum(dtype=jnp.int32),
         "invalid_labels": invalid.sum(dtype=jnp.int32),
+        "correct": correct.sum(dtype=jnp.int32),
         "nll": jnp.where(live, nll, 0.0).sum(),
         **_confidence_bins(jnp.exp(log_probs.max(-1)), correct, live, num_bins),
-        "class_count": _per_class(live, label, num_classes),
-        "class_correct": _per_class(correct, label, num_classes),
     }
+    counted = num_classes <= MAX_COUNTED_CLASSES
+    if counted:
+        sums["class_count"] = _per_class(live, label, num_classes)
+        sums["class_correct"] = _per_class(correct, label, num_classes)
     if teacher_logits is None:
         return sums
 
     teacher_top = _top(_live_float32(teacher_logits, live))
     teacher_correct = live & (teacher_top == label)
     kl = forward_kl(student_logits, teacher_logits, temperature=1.0, where=live)
-    return sums | {
-        "kl_to_teacher": kl.sum(),
-        "agreement": (live & (top == teacher_top) & (top >= 0)).sum(dtype=jnp.int32),
-        "class_teacher_correct": _per_class(teacher_correct, label, num_classes),
-        "class_both_correct": _per_class(correct & teacher_correct, label, num_classes),
-    }
+    sums["kl_to_teacher"] = kl.sum()
+    agreement = live & (top == teacher_top) & (top >= 0)
+    sums["agreement"] = agreement.sum(dtype=jnp.int32)
+    if counted:
+        both = correct & teacher_correct
+        sums["class_teacher_correct"] = _per_class(teacher_correct, label, num_classes)
+        sums["class_both_correct"] = _per_class(both, label, num_classes)
+    return sums
 
 
 def summarize(sums: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +136,8 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, Any]:
       ``agreement`` (0 to 1), ``ece`` (0 to 1), ``reliability`` with ``edges``,
       ``count``, ``confidence`` and ``accuracy`` (None in an empty bin), and
       ``per_class`` with ``count``, ``correct``, ``teacher_correct``, ``both_correct``,
-      ``gained``, ``lost``. What needs a teacher is None where there was none.
+      ``gained``, ``lost``, which are empty for more than 1,000 classes. What needs a
+      teacher is None where there was none.
 
     Numerics:
       Divisions are in float64.
@@ -157,7 +168,9 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, Any]:
         fail(
             "summarize",
             "labels",
-            f"lie in [0, {len(host['class_count'])})",
+            f"lie in [0, {len(host['class_count'])})"
+            if "class_count" in host
+            else "be classes of the model",
             f"{invalid} of {count} outside",
             "Check the number of classes of the model, or mask these examples.",
         )
@@ -165,7 +178,7 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, Any]:
     gap = np.abs(bins["correct"].astype(np.float64) - bins["confidence"])
     result = {
         "num_examples": count,
-        "accuracy": int(host["class_correct"].sum()) / count,
+        "accuracy": int(host["correct"]) / count,
         "nll": float(host["nll"]) / count,
         "kl_to_teacher": None,
         "agreement": None,
@@ -184,15 +197,58 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def of_text(
+    tokenizer: Any, labels: Int[np.ndarray, " tokens"]
+) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+    """What is said of language models beyond classes, from the same sums.
+
+    Formula, with the sums over the predicted tokens::
+
+        perplexity    = exp(nll)
+        bits_per_byte = sum_i nll_i / (log 2 sum_i bytes of token i)
+
+    Perplexities are comparable between models of one tokenizer alone, bits per byte
+    between all models.
+
+    Args:
+      tokenizer: Whose tokens the labels are; None if they are none.
+      labels: The tokens that were predicted.
+
+    Returns:
+      A function from the summary of a model to ``perplexity`` and ``bits_per_byte``; to
+      an empty dict without a tokenizer.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> tokenizer = SimpleNamespace(num_bytes=lambda: np.array([1, 3]))
+      >>> found = of_text(tokenizer, np.array([0, 1]))({"nll": np.log(4.0)})
+      >>> round(found["perplexity"], 6), round(found["bits_per_byte"], 6)
+      (4.0, 1.0)
+    """
+    if tokenizer is None:
+        return lambda summary: {}
+    num_bytes = int(tokenizer.num_bytes()[labels].sum())
+
+    def of(summary: Mapping[str, Any]) -> dict[str, float]:
+        nats, count = summary["nll"], len(labels)
+        found = {"perplexity": float(np.exp(nats))}
+        if num_bytes:
+            found["bits_per_byte"] = nats * count / (np.log(2.0) * num_bytes)
+        return {name: float(value) for name, value in found.items()}
+
+    return of
+
+
 def _summarize_classes(host: Mapping[str, np.ndarray]) -> dict[str, list[int] | None]:
     """Counts per class; gained and lost follow from the three that add."""
+    if "class_count" not in host:
+        return {"count": [], "correct": [], **dict.fromkeys(_OF_TEACHER)}
     classes: dict[str, list[int] | None] = {
         "count": host["class_count"].tolist(),
         "correct": host["class_correct"].tolist(),
     }
     if "class_both_correct" not in host:
-        without = ("teacher_correct", "both_correct", "gained", "lost")
-        return classes | dict.fromkeys(without)
+        return classes | dict.fromkeys(_OF_TEACHER)
     both, teacher = host["class_both_correct"], host["class_teacher_correct"]
     return classes | {
         "teacher_correct": teacher.tolist(),

@@ -15,19 +15,22 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distilljax.evaluation.arms import Arm, speed_ratio
+from distilljax.evaluation.arms import Arm
 from distilljax.evaluation.comparison import Comparison, Experiment
-from distilljax.evaluation.formatting import fixed, shorten
+from distilljax.evaluation.formatting import (
+    decimals_of,
+    fixed,
+    scaled,
+    shorten,
+    signed,
+)
 from distilljax.evaluation.plot_layout import (
     grid,
     label_ends,
-    label_points,
     left_labels,
-    log_axis,
-    percent_axis,
-    widen_log,
     wrap,
 )
+from distilljax.evaluation.plots_cost import axis_label, quality_and_cost, quality_axis
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BASELINE_GREYS = ("#767676", "#A08C6C")
@@ -70,6 +73,8 @@ def draw(
 ) -> list[tuple[str, str, Figure]]:
     """All figures an experiment has data for: (key, caption, figure)."""
     figures = []
+    label = experiment.quality[0].label
+    name = label[:1].upper() + label[1:]
     curves = "Learning curves"
     if not experiment.single:
         curves += ": mean over seeds; the band is one standard deviation"
@@ -79,7 +84,7 @@ def draw(
         for key, caption, make in (
             (
                 "pairs",
-                "Accuracy of each seed, from the baseline to the arm; one line is one "
+                f"{name} of each seed, from the baseline to the arm; one line is one "
                 "pair. The diamond is the mean.",
                 paired_dots,
             ),
@@ -103,9 +108,9 @@ def draw(
             ),
             (
                 "cost",
-                "Accuracy against what a model costs: mean and standard deviation over "
+                f"{name} against what a model costs: mean and standard deviation over "
                 "seeds.",
-                accuracy_and_cost,
+                quality_and_cost,
             ),
         ):
             figure = make(experiment, colors)
@@ -131,7 +136,7 @@ def paired_dots(experiment: Experiment, colors: Mapping[str, str]) -> Figure | N
     for axis, c in zip(axes, comparisons, strict=False):
         before, after = (
             [
-                100 * run.student["accuracy"]
+                scaled(c.metric, c.metric.read(run.student) or 0.0)
                 for run in arms[n].runs
                 if run.seed in c.seeds
             ]
@@ -158,28 +163,30 @@ def paired_dots(experiment: Experiment, colors: Mapping[str, str]) -> Figure | N
         axis.grid(axis="y", color="#EEEEEE", lw=0.8)
         axis.set_axisbelow(True)
     for axis in axes:
-        percent_axis(axis)
+        quality_axis(axis, experiment)
         _teacher_label(axis, experiment)
-    left_labels(axes, "accuracy, %")
+    left_labels(axes, axis_label(experiment))
     return figure
 
 
 def _difference_title(c: Comparison) -> str:
     """The verdict over the picture, so that nobody has to read it out of dots."""
-    d = c.differences["accuracy"]
+    d, metric = c.headline, c.metric
     if d is None:
         return c.verdict
-    text = f"{fixed(100 * d.mean, 1, sign=True)} points"
+    decimals = 1 if metric.unit == "%" else decimals_of(metric, [d.mean], 1)
+    unit = metric.unit.replace("%", "points")
+    text = f"{signed(metric, d.mean, decimals)} {unit}".rstrip()
     if d.low is not None and d.high is not None:
-        low, high = (fixed(100 * end, 1, sign=True) for end in (d.low, d.high))
+        low, high = (signed(metric, end, decimals) for end in (d.low, d.high))
         text += f" [{low}, {high}]"
     return f"{text}\n{c.verdict}{', other data' * c.other_data}"
 
 
 def _teacher_level(experiment: Experiment) -> float | None:
-    teacher = experiment.teacher
-    accuracy = None if teacher is None else teacher.metrics["accuracy"]
-    return None if accuracy is None else 100 * accuracy.mean
+    teacher, metric = experiment.teacher, experiment.quality[0]
+    level = None if teacher is None else teacher.metrics[metric.key]
+    return None if level is None else scaled(metric, level.mean)
 
 
 def _teacher_label(axis: Axes, experiment: Experiment) -> None:
@@ -203,9 +210,11 @@ def _teacher_label(axis: Axes, experiment: Experiment) -> None:
 
 
 def learning_curves(experiment: Experiment, colors: Mapping[str, str]) -> Figure | None:
-    """Validation accuracy and a loss over the steps; training's where there is none."""
-    panels = []
-    for names in (("accuracy",), ("kl_to_teacher", "kl", "nll", "loss")):
+    """What models are compared by, and a loss; training's where there is no other."""
+    panels, headline = [], experiment.quality[0]
+    first = headline.key if headline.key in ("nll", "accuracy") else "loss"
+    others = ("kl_to_teacher", "kl", "nll", "loss")
+    for names in ((first,), tuple(name for name in others if name != first)):
         found = [
             (split, name)
             for split in ("validation", "train")
@@ -233,11 +242,11 @@ def learning_curves(experiment: Experiment, colors: Mapping[str, str]) -> Figure
             ends.append((float(mean[-1]), arm.name, color))
         unit = {"accuracy": ", %", "loss": ""}.get(name, ", nats")
         label = name.replace("kl_to_teacher", "KL to teacher").replace("kl", "KL")
-        if name == "accuracy":
+        if name == headline.key:
             if (level := _teacher_level(experiment)) is not None:
                 axis.axhline(level, color=TEACHER, lw=1, ls=(0, (4, 3)), zorder=0.9)
                 ends.append((level, f"teacher, {experiment.split}", TEACHER))
-            percent_axis(axis)
+            quality_axis(axis, experiment)
         axis.set_title(f"{split} {label}{unit}")
         axis.set_xlabel("step")
         axis.grid(axis="y", color="#EEEEEE", lw=0.8)
@@ -340,57 +349,4 @@ def forgetting(experiment: Experiment, colors: Mapping[str, str]) -> Figure | No
             focus = label in experiment.focus_classes
             tick.set_fontweight("bold" if focus else "normal")
     left_labels(axes, "class")
-    return figure
-
-
-def accuracy_and_cost(
-    experiment: Experiment, colors: Mapping[str, str]
-) -> Figure | None:
-    """Accuracy over parameters and over latency, both logarithmic; one model has none.
-
-    A single dot is no comparison, and latencies that were not timed in turn, or whose
-    rounds do not agree, are none either.
-    """
-    models = [] if experiment.teacher is None else [experiment.teacher]
-    models += experiment.arms
-    parameters = [arm.metrics["parameters"] for arm in models]
-    latencies = [
-        1.0 if arm is experiment.teacher else speed_ratio(arm, "latency_ms")
-        for arm in models
-    ]
-    panels = []
-    if any(parameters):
-        sizes = [None if size is None else size.mean for size in parameters]
-        panels.append(("parameters", sizes))
-    if experiment.teacher is not None and None not in latencies:
-        panels.append(("latency at batch 1, against the teacher's", latencies))
-    if not panels or len(models) < 2:
-        return None
-    figure, axes = grid(len(panels), width=4.1, height=3.0, columns=2, share_y=True)
-    drawn = []
-    for axis, (label, costs) in zip(axes, panels, strict=False):
-        points = []
-        for arm, x in zip(models, costs, strict=True):
-            accuracy = arm.metrics["accuracy"]
-            if accuracy is None or not x:
-                continue
-            y, color = 100 * accuracy.mean, colors[arm.name]
-            axis.plot(x, y, "o", ms=4.5, color=color, clip_on=False)
-            if accuracy.sd is not None:
-                bar = {"fmt": "none", "elinewidth": 1.2, "capsize": 3}
-                axis.errorbar(x, y, yerr=100 * accuracy.sd, ecolor=color, **bar)
-            points.append((x, y, arm.name, color))
-        log_axis(axis)
-        axis.margins(x=0.12, y=0.12)
-        axis.set_xlabel(label)
-        axis.grid(color="#EEEEEE", lw=0.8)
-        axis.set_axisbelow(True)
-        if points:
-            widen_log(axis, [x for x, *_ in points])
-        drawn.append(points)
-    # Names are placed by the limits, which the panels share.
-    for axis, points in zip(axes, drawn, strict=False):
-        percent_axis(axis)
-        label_points(axis, points)
-    left_labels(axes, "accuracy, %")
     return figure

@@ -32,13 +32,13 @@ _READING = (
     "An arm is compared with its baseline seed by seed, because runs that share a seed "
     "share what it decides: the initial weights and the order of the data. “What "
     "differs” lists all that the configs of the two do not share. “Helped” and “hurt” "
-    "are said only if the 95 % Student-t interval of the paired difference in accuracy "
-    "leaves out 0, with at least three pairs, and if nothing differs but the teaching "
-    "or, which is said, the training data. The intervals are not corrected for the "
-    "number of comparisons: of twenty without any effect, one is expected to leave out "
-    "0. KL and NLL are in nats, at temperature 1. Intervals over seeds say what "
-    "another seed would give on the same test examples; another test set has its own "
-    "luck."
+    "are said only if the 95 % Student-t interval of the paired difference in the "
+    "first column of “Quality” leaves out 0, with at least three pairs, and if nothing "
+    "differs but the teaching or, which is said, the training data. The intervals are "
+    "not corrected for the number of comparisons: of twenty without any effect, one is "
+    "expected to leave out 0. KL and NLL are in nats, at temperature 1. Intervals over "
+    "seeds say what another seed would give on the same test examples; another test "
+    "set has its own luck."
 )
 
 
@@ -197,8 +197,10 @@ def _blocks(
     shown: list[tables.Table], figures: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Tables with the picture of the same numbers after them, other pictures last."""
+    has_tests = any(table.title == "Tests of the accuracy" for table in shown)
     after = {
         "Tests of the accuracy": ("pairs", "curves"),
+        "Paired differences": () if has_tests else ("pairs", "curves"),
         "Gained and lost against the teacher": ("forgetting", "reliability"),
         "Cost": ("cost",),
     }

@@ -28,12 +28,14 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "num_examples": (int,),
     "class_names": (list,),
     "focus_classes": (list,),
+    "headline": (str, type(None)),
     "steps": (int,),
     "examples_seen": _NUMBER,
     "train_seconds": (*_NUMBER, type(None)),
     "selected": (dict, type(None)),
     "student": (dict,),
     "teacher": (dict, type(None)),
+    "other_tests": (dict, type(None)),
     "versions": (dict,),
     "machine": (dict,),
     "date": (str,),
@@ -65,12 +67,14 @@ class Run:
     num_examples: int
     class_names: list[str]
     focus_classes: list[int]
+    headline: str | None
     steps: int
     examples_seen: float
     train_seconds: float | None
     selected: dict[str, Any] | None
     student: dict[str, Any]
     teacher: dict[str, Any] | None
+    other_tests: dict[str, Any] | None
     versions: dict[str, Any]
     machine: dict[str, Any]
     date: str
@@ -158,6 +162,8 @@ def read_run(path: Path) -> Run | None:
         _broken(path, f"have format {FORMAT}", got)
     if "student" not in record and "steps" in record:
         return None
+    if "split" not in record and "probes" in record.get("student", ()):
+        record |= {"split": "probes alone", "num_examples": 0, "class_names": []}
     for field, kinds in _FIELDS.items():
         if type(None) in kinds:
             record.setdefault(field, None)
@@ -203,6 +209,9 @@ def _check_evaluated(
     path: Path, who: str, evaluated: dict[str, Any], record: dict[str, Any]
 ) -> None:
     """The numbers without which there is no table, and arrays of the right length."""
+    if "accuracy" not in evaluated and "probes" in evaluated:
+        evaluated["per_class"] = {"count": []}
+        return
     for key in ("accuracy", "nll", "ece"):
         if not _is_number(evaluated.get(key)):
             rule = f"have a number in '{who}.{key}'"
@@ -215,7 +224,7 @@ def _check_evaluated(
         if values is not None and len(values) != num_classes:
             rule = f"have {num_classes} values in '{who}.per_class.{key}'"
             _broken(path, rule, len(values))
-    if sum(classes["count"]) != record["num_examples"]:
+    if classes["count"] and sum(classes["count"]) != record["num_examples"]:
         rule = f"have counts in '{who}.per_class' that sum to num_examples"
         _broken(path, rule, f"{sum(classes['count'])} and {record['num_examples']}")
 

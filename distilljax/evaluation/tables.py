@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from distilljax.evaluation.arms import COST, QUALITY, Arm, Metric, speed_ratio
 from distilljax.evaluation.comparison import Comparison, Experiment
 from distilljax.evaluation.formatting import (
@@ -19,29 +17,12 @@ from distilljax.evaluation.formatting import (
     signed,
     with_spread,
 )
+from distilljax.evaluation.more_tables import Cell, Table, text_tables
 from distilljax.evaluation.statistics import PairedDifference, Spread, wilson_interval
 
 _MEDIAN, _P90 = "latency_ms.median", "latency_ms.p90"
 MAX_CLASSES = 20
 """A table of more classes is no longer read; report.json has them all."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text of a cell; `tone` is "better", "worse" or empty."""
-
-    text: str
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table; the first cell of each row is its name."""
-
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 def tables(experiment: Experiment) -> list[Table]:
@@ -53,6 +34,7 @@ def tables(experiment: Experiment) -> list[Table]:
         _tests(experiment),
         _recall(experiment),
         _forgetting(experiment),
+        *text_tables(experiment),
         _cost(experiment),
         _budget(experiment),
     ]
@@ -81,7 +63,7 @@ def _once(arm: Arm, value: Spread | None) -> Spread | None:
 def _seeds(arm: Arm) -> str:
     """How many runs; a teacher whose NLL never differs is one model for all of them."""
     shared = arm.name == "teacher" and len(arm.runs) > 1
-    nll = arm.metrics["nll"]
+    nll = arm.metrics.get("nll")
     shared = shared and nll is not None and len(set(nll.values)) == 1
     return "the same" if shared else str(len(arm.runs))
 
@@ -89,25 +71,34 @@ def _seeds(arm: Arm) -> str:
 def _quality(experiment: Experiment) -> Table:
     models = _models(experiment)
     columns = []
-    for metric in QUALITY:
+    for metric in experiment.quality:
         values = [_once(arm, arm.metrics[metric.key]) for arm in models]
         sizes = [x for v in values if v is not None for x in (v.mean, v.sd or 0.0)]
         decimals = decimals_of(metric, sizes, experiment.num_examples)
         columns.append([with_spread(metric, value, decimals) for value in values])
-    errors = [_errors(arm) for arm in models]
+    header = [_heading(metric) for metric in experiment.quality]
+    note = (
+        f"On {experiment.num_examples:,} {_examples(experiment)} of "
+        f"{experiment.split}: mean ± standard deviation over seeds."
+    )
+    if experiment.quality[0].key == "accuracy":
+        columns.insert(1, [_errors(arm) for arm in models])
+        header.insert(1, "errors")
+        note += (
+            " A single model shows the 95 % Wilson interval of its accuracy instead, "
+            "which is the luck of the examples only."
+        )
     rows = tuple(
-        tuple(Cell(text) for text in (arm.name, first, error, *rest, _seeds(arm)))
-        for arm, error, first, *rest in zip(models, errors, *columns, strict=True)
+        tuple(map(Cell, (arm.name, *cells, _seeds(arm))))
+        for arm, *cells in zip(models, *columns, strict=True)
     )
-    first, *others = [_heading(metric) for metric in QUALITY]
-    return Table(
-        "Quality",
-        f"On {experiment.num_examples:,} examples of {experiment.split}: mean ± "
-        "standard deviation over seeds. A single model shows the 95 % Wilson interval "
-        "of its accuracy instead, which is the luck of the examples only.",
-        ("model", first, "errors", *others, "seeds"),
-        rows,
-    )
+    return Table("Quality", note, ("model", *header, "seeds"), rows)
+
+
+def _examples(experiment: Experiment) -> str:
+    """What is counted: of a language model, the tokens that it predicts."""
+    of_text = any(metric.key == "perplexity" for metric in experiment.quality)
+    return "tokens" if of_text else "examples"
 
 
 def _errors(arm: Arm) -> str:
@@ -150,7 +141,7 @@ def _differences(experiment: Experiment) -> Table:
     rows = []
     for c in experiment.comparisons:
         name = f"{c.arm} − {c.baseline}"
-        for metric in QUALITY:
+        for metric in experiment.quality:
             difference = c.differences[metric.key]
             if difference is not None:
                 cells = _difference_cells(metric, difference, experiment, c)
@@ -187,10 +178,12 @@ def _difference_cells(
     )
 
 
-def _tests(experiment: Experiment) -> Table:
+def _tests(experiment: Experiment) -> Table | None:
+    if experiment.quality[0].key != "accuracy":
+        return None
     rows = []
     for c in experiment.comparisons:
-        accuracy, won, lost, pooled = c.differences["accuracy"], MISSING, MISSING, None
+        accuracy, won, lost, pooled = c.headline, MISSING, MISSING, None
         if c.pooled is not None:
             won, lost = f"{c.pooled.gained:,}", f"{c.pooled.lost:,}"
             pooled = c.pooled.p_value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,15 @@ from distilljax.students.made import Made
 from distilljax.students.quantization import fake_quantize, quantize_weights
 from distilljax.students.scratch import Narrowing, from_scratch, projected_embedding
 from distilljax.students.width import slice_width
+
+
+def _made(
+    student: Any, rngs: nnx.Rngs, mesh: Mesh | None, rules: Sequence[Rule]
+) -> nnx.Module:
+    """What another part of the config makes: loaded onto the mesh, or fresh."""
+    if "mesh" in inspect.signature(student).parameters:
+        return student(rngs, mesh, rules)
+    return student(rngs)
 
 
 @dataclass(frozen=True)
@@ -90,15 +100,17 @@ class Copied:
     """
 
     source: Any
-    """What loads it: a callable without arguments, such as `Pretrained`."""
+    """What loads it: a callable from a mesh and rules, such as `Pretrained`."""
 
     def __post_init__(self):
         check_instance("Copied", "source", self.source)
 
-    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module."""
+    def __call__(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The module, on the mesh or on one device."""
         del rngs
-        return self.source()
+        return self.source(mesh, rules)
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ class KeptLayers:
     """
 
     teacher: Any
-    """What loads the teacher: a callable without arguments, such as `Pretrained`."""
+    """What loads the teacher: called with a mesh and rules, such as `Pretrained`."""
     layers: int | tuple[int, ...]
     """How many, evenly spaced, or which."""
     keep_first: bool = True
@@ -120,14 +132,17 @@ class KeptLayers:
     def __post_init__(self):
         check_instance("KeptLayers", "teacher", self.teacher)
 
-    def make(self) -> Made:
+    def make(self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()) -> Made:
         """The student, its pairs of layers and its table."""
-        return keep_layers(self.teacher(), self.layers, keep_first=self.keep_first)
+        teacher = self.teacher(mesh, rules)
+        return keep_layers(teacher, self.layers, keep_first=self.keep_first)
 
-    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The student."""
+    def __call__(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The student, on the mesh or on one device."""
         del rngs
-        return self.make().student
+        return self.make(mesh, rules).student
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,7 @@ class SlicedWidth:
     """
 
     teacher: Any
-    """What loads the teacher: a callable without arguments, such as `Pretrained`."""
+    """What loads the teacher: called with a mesh and rules, such as `Pretrained`."""
     calibration: Callable[[], Iterable[Batch]]
     """What gives the batches on which importance is measured."""
     width: int | None = None
@@ -153,9 +168,9 @@ class SlicedWidth:
     def __post_init__(self):
         check_instance("SlicedWidth", "teacher", self.teacher)
 
-    def make(self) -> Made:
+    def make(self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()) -> Made:
         """The student, its pairs of layers and its table."""
-        teacher = self.teacher()
+        teacher = self.teacher(mesh, rules)
         found = measure_importance(teacher, self.calibration())
         return slice_width(
             teacher,
@@ -165,10 +180,12 @@ class SlicedWidth:
             ffn_width=self.ffn_width,
         )
 
-    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The student."""
+    def __call__(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The student, on the mesh or on one device."""
         del rngs
-        return self.make().student
+        return self.make(mesh, rules).student
 
 
 @dataclass(frozen=True)
@@ -188,7 +205,7 @@ class WithEmbedding:
     student: Any
     """What builds it: a callable from random streams, such as `DecoderConfig`."""
     teacher: Any
-    """What loads the teacher: a callable without arguments, such as `Pretrained`."""
+    """What loads the teacher: called with a mesh and rules, such as `Pretrained`."""
     embedding: Narrowing = projected_embedding
     """How the embedding gets its width."""
 
@@ -196,15 +213,18 @@ class WithEmbedding:
         check_instance("WithEmbedding", "student", self.student)
         check_instance("WithEmbedding", "teacher", self.teacher)
 
-    def make(self, rngs: nnx.Rngs) -> Made:
+    def make(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> Made:
         """The student, its pairs of layers and its table."""
-        return from_scratch(
-            self.student, self.teacher(), rngs, embedding=self.embedding
-        )
+        teacher = self.teacher(mesh, rules)
+        return from_scratch(self.student, teacher, rngs, embedding=self.embedding)
 
-    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The student."""
-        return self.make(rngs).student
+    def __call__(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The student, on the mesh or on one device."""
+        return self.make(rngs, mesh, rules).student
 
 
 @dataclass(frozen=True)
@@ -235,10 +255,12 @@ class LoRA:
         if self.alpha is not None:
             check_positive("LoRA", "alpha", self.alpha, "None is the rank.")
 
-    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The student."""
+    def __call__(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The student, on the mesh or on one device."""
         return add_lora(
-            self.student(rngs),
+            _made(self.student, rngs, mesh, rules),
             rank=self.rank,
             rngs=rngs,
             alpha=self.alpha,
@@ -271,10 +293,12 @@ class FakeQuantized:
     def __post_init__(self):
         check_instance("FakeQuantized", "student", self.student)
 
-    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The student."""
+    def __call__(
+        self, rngs: nnx.Rngs, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The student, on the mesh or on one device."""
         return fake_quantize(
-            self.student(rngs),
+            _made(self.student, rngs, mesh, rules),
             self.weight_qtype,
             act_qtype=self.act_qtype,
             tile_size=self.tile_size,

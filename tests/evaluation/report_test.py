@@ -249,7 +249,7 @@ def test_a_ratio_that_the_rounds_do_not_agree_on_is_nowhere(write_run, tmp_path)
     result = report([tmp_path / "runs"])
     assert "| 0.0205 (0.0306) | 16.6 M/s (125×) |" in result.markdown.read_text()
     (experiment,) = compare(find_runs([tmp_path])[0])
-    figure = plots.accuracy_and_cost(experiment, plots.arm_colors([experiment]))
+    figure = plots.quality_and_cost(experiment, plots.arm_colors([experiment]))
     assert figure is not None
     assert [axis.get_xlabel() for axis in figure.axes] == ["parameters"]
 

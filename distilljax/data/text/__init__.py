@@ -12,6 +12,7 @@ from distilljax.data.text.chat import ChatTemplate as ChatTemplate
 from distilljax.data.text.documents import Documents as Documents
 from distilljax.data.text.documents import DocumentsConfig as DocumentsConfig
 from distilljax.data.text.documents import Texts as Texts
+from distilljax.data.text.gguf import GgufTokenizer as GgufTokenizer
 from distilljax.data.text.jsonl import Jsonl as Jsonl
 from distilljax.data.text.mixture import Mixture as Mixture
 from distilljax.data.text.packed import Packed as Packed

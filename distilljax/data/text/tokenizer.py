@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -57,6 +58,10 @@ class Tokenizer(Protocol):
         """How a token is written: "</s>", say."""
         ...
 
+    def num_bytes(self) -> Int32[np.ndarray, " vocab"]:
+        """How many bytes of text each token stands for; special ones stand for none."""
+        ...
+
 
 @runtime_checkable
 class TokenizerConfig(Protocol):
@@ -107,29 +112,39 @@ class TokenizerJson:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         special = _special_tokens(path.with_name("tokenizer_config.json"))
-        ids = {}
-        for name, chosen in (("bos", self.bos), ("eos", self.eos)):
-            token = chosen if chosen is not None else special.get(f"{name}_token")
+        names = {"bos": special.get("bos_token"), "eos": special.get("eos_token")}
+        chosen = {"bos": self.bos, "eos": self.eos}
+        names |= {name: token for name, token in chosen.items() if token is not None}
+        return FastTokenizer(tokenizer, names, hashlib.sha256(data).hexdigest(), path)
+
+
+class FastTokenizer:
+    """A `Tokenizer` of the package `tokenizers`.
+
+    Args:
+      tokenizer: A `tokenizers.Tokenizer`.
+      special: The tokens before ("bos") and after ("eos") a text; None for none.
+      digest: Of the file that it was read from.
+      path: The file, for messages.
+    """
+
+    def __init__(
+        self, tokenizer: Any, special: Mapping[str, str | None], digest: str, path: Path
+    ):
+        self._tokenizer = tokenizer
+        ids: dict[str, int | None] = {"bos": None, "eos": None}
+        for name, token in special.items():
             ids[name] = None if token is None else tokenizer.token_to_id(token)
             if token is not None and ids[name] is None:
                 fail(
-                    "TokenizerJson",
+                    "TokenizerJson" if path.suffix == ".json" else "GgufTokenizer",
                     name,
                     f"be a token of {path}",
                     repr(token),
-                    "Special tokens are listed under added_tokens in the file.",
+                    "Special tokens are listed in the file.",
                 )
-        digest = hashlib.sha256(data).hexdigest()
-        return _HuggingFace(tokenizer, ids["bos"], ids["eos"], digest)
-
-
-class _HuggingFace:
-    def __init__(
-        self, tokenizer: Any, bos_id: int | None, eos_id: int | None, digest: str
-    ):
-        self._tokenizer = tokenizer
-        self.bos_id, self.eos_id = bos_id, eos_id
-        self.fingerprint = f"{digest}:{bos_id}:{eos_id}"
+        self.bos_id, self.eos_id = ids["bos"], ids["eos"]
+        self.fingerprint = f"{digest}:{self.bos_id}:{self.eos_id}"
         self.vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
         bare = tokenizer.encode("a", add_special_tokens=False).ids
         whole = tokenizer.encode("a", add_special_tokens=True).ids
@@ -142,6 +157,7 @@ class _HuggingFace:
     def encode(
         self, texts: Sequence[str], *, with_starts: bool = False
     ) -> list[Encoded]:
+        """The tokens of several texts, with nothing added to them."""
         encode = self._tokenizer.encode_batch
         if not with_starts:
             encode = self._tokenizer.encode_batch_fast  # computes no offsets
@@ -154,10 +170,24 @@ class _HuggingFace:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, special ones included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token(self, token_id: int) -> str:
+        """How a token is written."""
         return self._tokenizer.id_to_token(token_id)
+
+    def num_bytes(self) -> Int32[np.ndarray, " vocab"]:
+        """How many bytes of text each token stands for; special ones stand for none."""
+        special = self._tokenizer.get_added_tokens_decoder()
+        decoder = json.loads(self._tokenizer.to_str())["decoder"]
+        # each of its letters stands for one byte
+        of_bytes = '"ByteLevel"' in json.dumps(decoder)
+        found = np.zeros(self.vocab_size, np.int32)
+        for token, i in self._tokenizer.get_vocab().items():
+            if i not in special:
+                found[i] = len(token) if of_bytes else _num_bytes(token)
+        return found
 
 
 @dataclass(frozen=True)
@@ -232,6 +262,23 @@ class _SentencePieceModel:
 
     def token(self, token_id: int) -> str:
         return self._processor.id_to_piece(token_id)
+
+    def num_bytes(self) -> Int32[np.ndarray, " vocab"]:
+        processor = self._processor
+        return np.array(
+            [
+                0 if processor.is_control(i) else _num_bytes(processor.id_to_piece(i))
+                for i in range(self.vocab_size)
+            ],
+            np.int32,
+        )
+
+
+def _num_bytes(token: str) -> int:
+    """Bytes of the text that a token of SentencePiece or WordPiece stands for."""
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return 1
+    return len(token.removeprefix("##").replace("▁", " ").encode())
 
 
 def check_vocabulary(tokenizer: Any, num_classes: int) -> int:

@@ -101,6 +101,9 @@ def test_a_large_vocabulary_takes_four_bytes(text, monkeypatch):
         def token(self, token_id):
             return ""
 
+        def num_bytes(self):
+            return np.ones(self.vocab_size, np.int32)
+
     store = dataclasses.replace(text, tokenizer=Wide)()
     assert store.tokens(3).tolist() == [2**16, 7, 2**16]
 

@@ -1,0 +1,358 @@
+"""The two models of a run: a frozen teacher, a student's structure, their measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from distilljax._capture import teacher_with_features
+from distilljax._checks import fail, inputs_in_errors
+from distilljax._functional import (
+    default_forward,
+    default_teacher_forward,
+    freeze,
+    module_apply,
+    split_module,
+)
+from distilljax.config import Config, to_json
+from distilljax.data import Source, prefetch_to_device
+from distilljax.data.prefetch import this_process
+from distilljax.evaluation.cost import Model, costs
+from distilljax.evaluation.evaluate import Evaluation, Evaluator
+from distilljax.evaluation.measures import of_text
+from distilljax.losses import LinearHead
+from distilljax.losses._heads import map_positions
+from distilljax.sharding import batch_sharding, tree_shardings
+from distilljax.terms import as_one_teacher, as_outputs, as_teacher
+from distilljax.workdir import fingerprint
+
+# Under which key an evaluation finds them in its batches; no example has such a key.
+TEACHER_LOGITS = "the teacher's logits"
+# Of one source, they stay on the devices; more are computed again each time.
+KEPT_BYTES = 2**28
+
+
+def key_of(what: str, config: Config, fields: tuple[str, ...]) -> str:
+    """What distinguishes two configs of which only these fields matter."""
+    parts = {name: to_json(getattr(config, name)) for name in fields}
+    return json.dumps([what, parts], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen teacher: its module, its pure form, and the digest of its arrays."""
+
+    module: Any  # or a dict of several
+    apply: Callable[[Any, Any], Any]
+    state: Any
+    fingerprint: str
+
+    def logits(self, state: Any, batch: Any) -> Any:
+        """Its logits, of several teachers those of their mean; None if it has none."""
+        one = as_one_teacher(as_teacher(self.apply(state, batch)))
+        return None if one is None else one.logits
+
+    @classmethod
+    def load(cls, config: Config, mesh: Mesh) -> Teacher:
+        """Build it with the config's own call, onto the mesh."""
+        rules = config.teacher_rules
+        if isinstance(config.teacher, Mapping):
+            module = {name: make(mesh, rules) for name, make in config.teacher.items()}
+        else:
+            module = config.teacher(mesh, rules)
+        # what was built elsewhere would be sent again in every step
+        arrays = nnx.state(_one_module(module))
+        shardings = tree_shardings(arrays, mesh, rules)
+        nnx.update(_one_module(module), jax.device_put(arrays, shardings))
+        apply, state = freeze(*teacher_with_features(module, config.teacher_forward))
+        return cls(module, apply, state, fingerprint(state))
+
+
+def _one_module(teacher: Any) -> Any:
+    """Several teachers by name as one module."""
+    return nnx.Dict(teacher) if isinstance(teacher, Mapping) else teacher
+
+
+def starts_from_files(config: Config) -> bool:
+    """Whether the student is called with a mesh, as one that is loaded onto it is.
+
+    Its arrays would be constants of a compiled program.
+    """
+    return "mesh" in inspect.signature(config.student).parameters
+
+
+def make_student(config: Config, rngs: nnx.Rngs, mesh: Mesh) -> nnx.Module:
+    """The student of a config, with its arrays where the rules say, if it is loaded."""
+    if not starts_from_files(config):
+        return config.student(rngs)
+    rules = config.student_rules
+    module = config.student(rngs, mesh, rules)
+    arrays = nnx.state(module)
+    nnx.update(module, jax.device_put(arrays, tree_shardings(arrays, mesh, rules)))
+    return module
+
+
+def _abstract_student(config: Config, mesh: Mesh) -> nnx.Module:
+    """Its structure and shapes."""
+    if not starts_from_files(config):
+        return nnx.eval_shape(lambda: config.student(nnx.Rngs(0)))
+    graphdef, state = nnx.split(make_student(config, nnx.Rngs(0), mesh))
+    return nnx.merge(graphdef, jax.eval_shape(lambda: state))
+
+
+def _split_head(logits: Any) -> tuple[Any, Any]:
+    """What of logits belongs to the batch, and what is the same for all batches."""
+    if not isinstance(logits, LinearHead):
+        return logits, None
+    return logits.hidden, dataclasses.replace(logits, hidden=None)
+
+
+def _with_head(of_batch: Any, head: Any) -> Any:
+    return of_batch if head is None else dataclasses.replace(head, hidden=of_batch)
+
+
+def _predictions(logits: Any) -> Any:
+    """The logits, or of a head, which makes them in parts, the class of the largest."""
+    if not isinstance(logits, LinearHead):
+        return logits
+    return map_positions(lambda z: jnp.argmax(z, axis=-1), logits)
+
+
+class Student:
+    """The structure of a student, without arrays, and what is measured of it."""
+
+    def __init__(self, config: Config, teacher: Teacher | None, mesh: Mesh):
+        self.trainable = config.trainable or nnx.Param
+        self.abstract = _abstract_student(config, mesh)
+        self.forward = config.student_forward or default_forward
+        self.teacher = teacher
+        self.real_classes = getattr(config.objective, "num_classes", None)
+        self._sharding = batch_sharding(mesh)
+        self._evaluator = Evaluator(
+            self.abstract,
+            None if teacher is None else lambda _, batch: batch[TEACHER_LOGITS],
+            mesh=mesh,
+            student_forward=self.forward,
+            trainable=self.trainable,
+            num_classes=self.real_classes,
+        )
+        self._costs: dict[str, Any] = {}
+        self._probed: dict[str, Any] = {}
+        self._kept: dict[Any, list[Any]] = {}
+        self._teacher_head: tuple[Any] | None = None
+        if teacher is not None:
+            self._teacher_logits = jax.jit(
+                lambda state, batch: _split_head(teacher.logits(state, batch))[0],
+                out_shardings=self._sharding,
+            )
+            self._head = jax.jit(
+                lambda state, batch: _split_head(teacher.logits(state, batch))[1]
+            )
+
+    def num_classes(self, batch: Any) -> int | None:
+        """How many classes it knows, found without compute; None without logits.
+
+        Args:
+          batch: Shapes of a batch.
+        """
+        graphdef, params, rest = split_module(
+            self.abstract, self.trainable, training=False
+        )
+        apply = module_apply(graphdef, self.trainable, self.forward)
+        key = jax.random.key(0)
+        with inputs_in_errors("student", batch):
+            z = jax.eval_shape(
+                lambda p, r, b: apply(p, r, b, key)[0], params, rest, batch
+            )
+        z = as_outputs(z).logits
+        return None if z is None else min(z.shape[-1], self.real_classes or z.shape[-1])
+
+    def check(self, config: Config, num_classes: int | None, batch: Any) -> None:
+        """Its teacher has the same classes, and those in focus exist; without compute.
+
+        Args:
+          config: The config, for messages.
+          num_classes: How many the student has.
+          batch: Shapes of a batch.
+        """
+        if num_classes is None:
+            return
+        outside = [c for c in config.focus_classes if not 0 <= c < num_classes]
+        if outside:
+            fail(
+                "train",
+                "--focus-classes",
+                f"lie in [0, {num_classes}), the classes of the student",
+                ", ".join(map(str, outside)),
+                "Classes count from 0.",
+            )
+        if self.teacher is None:
+            return
+        with inputs_in_errors("teacher", batch):
+            v = jax.eval_shape(self.teacher.logits, self.teacher.state, batch)
+        known = (
+            None if v is None else min(v.shape[-1], self.real_classes or v.shape[-1])
+        )
+        if known not in (None, num_classes):
+            fail(
+                "train",
+                "the teacher",
+                f"have the student's classes, {num_classes}",
+                known,
+                f"Change the student of {config.name!r}, or name another teacher with "
+                "--teacher.workdir.",
+            )
+
+    def arrays(self, field: str) -> dict[str, Any]:
+        """What of a checkpoint is measured: shapes of `params` or `ema`, and `rest`."""
+        _, params, rest = split_module(self.abstract, self.trainable, training=False)
+        return {field: params, "rest": rest}
+
+    def evaluate(
+        self, config: Config, params: Any, rest: Any, source: Source
+    ) -> Evaluation:
+        """Quality of these parameters, and of the teacher, on a source."""
+        batches = config.loader.eval_batches(
+            source,
+            batch_size=config.eval_batch_size,
+            **this_process(self._sharding),
+        )
+        sent = (batch for batch, _ in prefetch_to_device(batches, self._sharding))
+        if self.teacher is not None:
+            # sources are kept open: an id is that of one of them alone
+            key = id(source), key_of("batches", config, ("loader", "eval_batch_size"))
+            sent = self._beside_teacher(self.teacher, sent, key)
+        return self._evaluator(params, rest, None, sent)
+
+    def _beside_teacher(
+        self, teacher: Teacher, batches: Iterable[Any], key: Any
+    ) -> Iterator[Any]:
+        """The batches with the teacher's logits: it is frozen, and so is run once."""
+        kept = self._kept.get(key, [])
+        found, size = [], 0
+        for number, batch in enumerate(batches):
+            if self._teacher_head is None:
+                head = jax.eval_shape(self._head, teacher.state, batch)
+                if head is not None:
+                    head = self._head(teacher.state, batch)
+                self._teacher_head = (head,)
+            if kept:
+                logits = kept[number]
+            else:
+                logits = self._teacher_logits(teacher.state, batch)
+            jax.block_until_ready(logits)  # simulated devices run one program at a time
+            size += sum(x.nbytes for x in jax.tree.leaves(logits))
+            found = [*found, logits] if size <= KEPT_BYTES else []
+            yield {**batch, TEACHER_LOGITS: _with_head(logits, *self._teacher_head)}
+        self._kept[key] = found
+
+    def measure(
+        self, config: Config, params: Any, rest: Any, source: Source
+    ) -> tuple[dict[str, Any], bytes]:
+        """Quality and cost of student and teacher; every prediction, as npz."""
+        found = self.evaluate(config, params, rest, source)
+        cost = self._cost(params, rest, _example(config, source))
+        measured = _with_text(found, source)
+        for who, spent in cost.items():
+            measured[who] = {**measured[who], **spent}
+        arrays: dict[str, Any] = {"labels": found.labels}
+        arrays["student"] = found.student_predictions
+        if found.teacher is not None:
+            arrays["teacher"] = found.teacher_predictions
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        num_classes = len(found.student["per_class"]["count"])
+        names = getattr(source, "class_names", None) or range(num_classes)
+        return {
+            "num_examples": found.student["num_examples"],
+            "class_names": [str(name) for name in names],
+            **measured,
+        }, buffer.getvalue()
+
+    def quality(
+        self, config: Config, params: Any, rest: Any, source: Source
+    ) -> dict[str, Any]:
+        """The numbers of `measure` that are neither cost nor of single classes."""
+        found = self.evaluate(config, params, rest, source)
+        count = found.student["num_examples"]
+        models = {
+            who: summary and {k: v for k, v in summary.items() if _is_number(v)}
+            for who, summary in _with_text(found, source).items()
+        }
+        return {"num_examples": count, **models}
+
+    def probe(self, config: Config, params: Any, rest: Any) -> dict[str, Any]:
+        """What the config's probes say of the student and, if it has one, the teacher.
+
+        Of several teachers none is probed.
+        """
+        graphdef, _, _ = split_module(self.abstract, self.trainable, training=False)
+        model = nnx.merge(graphdef, params, rest)
+        found = {"student": _probed(config.probes, model, self.forward)}
+        teacher = self.teacher
+        if teacher is not None and isinstance(teacher.module, nnx.Module):
+            key = key_of("probes", config, ("probes", "teacher_forward"))
+            if key not in self._probed:
+                frozen = nnx.merge(*nnx.split(teacher.module))
+                frozen.eval()
+                forward = config.teacher_forward or default_teacher_forward
+                self._probed[key] = _probed(config.probes, frozen, forward)
+            found["teacher"] = self._probed[key]
+        return found
+
+    def _cost(self, params: Any, rest: Any, example: Any) -> dict[str, Any]:
+        """Size and speed of student and teacher, measured once, and in turn."""
+        if not self._costs:
+            graphdef, _, _ = split_module(self.abstract, self.trainable, training=False)
+
+            def student(arrays, batch):
+                model = nnx.merge(graphdef, *arrays, copy=True)
+                return _predictions(as_outputs(self.forward(model, batch)).logits)
+
+            models = {"student": Model(student, (params, rest), params)}
+            if (teacher := self.teacher) is not None:
+                own = nnx.to_pure_dict(
+                    nnx.state(_one_module(teacher.module), nnx.Param)
+                )
+                models["teacher"] = Model(
+                    lambda state, batch: _predictions(teacher.logits(state, batch)),
+                    teacher.state,
+                    own,
+                )
+            self._costs = costs(models, example)
+        return self._costs
+
+
+def _with_text(found: Evaluation, source: Source) -> dict[str, Any]:
+    """The summaries of student and teacher, with what is said of text alone."""
+    text = of_text(getattr(source, "tokenizer", None), found.labels)
+    return {
+        who: summary and {**summary, **text(summary)}
+        for who, summary in (("student", found.student), ("teacher", found.teacher))
+    }
+
+
+def _probed(probes: Any, model: nnx.Module, forward: Any) -> dict[str, Any]:
+    return {name: probe(model, forward) for name, probe in probes.items()}
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float)
+
+
+def _example(config: Config, source: Source) -> dict[str, np.ndarray]:
+    """What the models read of one example."""
+    batch = next(config.loader.eval_batches(source, batch_size=1))
+    not_read = ("labels", "loss_mask", "index")
+    return {name: x for name, x in batch.items() if name not in not_read}
