@@ -47,17 +47,24 @@ class Window:
     def __init__(self, num_readers: int = 1):
         self._num_readers = num_readers
         self._pending: list[tuple[int, dict[str, Mean], np.ndarray]] = []
-        self._examples = 0
+        self._examples, self._tokens = 0, 0
         self._since = time.perf_counter()
         self._max_lead = max_lead()
 
-    def add(self, step: int, metrics: dict[str, Mean], index: np.ndarray) -> None:
+    def add(
+        self,
+        step: int,
+        metrics: dict[str, Mean],
+        index: np.ndarray,
+        tokens_per_example: int = 0,
+    ) -> None:
         """Remember a step, and the examples of this process's rows of its batch.
 
         Waits for the step `max_lead` before this one; nothing is fetched.
         """
         self._pending.append((step, metrics, index))
         self._examples += len(index) * self._num_readers
+        self._tokens += len(index) * self._num_readers * tokens_per_example
         if len(self._pending) > self._max_lead:
             jax.block_until_ready(self._pending[-1 - self._max_lead][1])
 
@@ -83,8 +90,11 @@ class Window:
         if not finite:
             raise NonFiniteError("params", "nan or inf", steps[-1], indices[-1])
         now = time.perf_counter()
-        rate = self._examples / max(now - self._since, 1e-9)
-        self._since, self._examples = now, 0
+        seconds = max(now - self._since, 1e-9)
+        rates = {"examples_per_second": self._examples / seconds}
+        if self._tokens:
+            rates["tokens_per_second"] = self._tokens / seconds
+        self._since, self._examples, self._tokens = now, 0, 0
         means = {
             name: float(
                 sum(np.float64(m[name].sum) for m in fetched)
@@ -92,7 +102,17 @@ class Window:
             )
             for name in fetched[0]
         }
-        return {"step": steps[-1], **means, "examples_per_second": rate}
+        return {"step": steps[-1], **means, **rates}
+
+
+def tokens_of(batch: Any) -> int:
+    """How many tokens an example of a batch has, padding included; 0 without tokens.
+
+    Example:
+      >>> tokens_of({"tokens": np.zeros((4, 256), int)}), tokens_of({"inputs": 0})
+      (256, 0)
+    """
+    return batch["tokens"].shape[1] if "tokens" in batch else 0
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from distilljax._schedules import check_schedules
 from distilljax.checkpoints import Checkpoints, StopSignal
 from distilljax.config import Config, to_json
 from distilljax.data import prefetch_to_device
-from distilljax.metrics import Window
+from distilljax.metrics import Window, tokens_of
 from distilljax.programs import Programs, check_sizes
 from distilljax.run import SELECTABLE, Run
 from distilljax.sharding import batch_sharding, mesh_from_string
@@ -97,7 +97,7 @@ def train(
                     batch, index = run.read(batches, step)
                     with trace(step, state):
                         state, metrics = update(state, batch)
-                    window.add(step, metrics, index)
+                    window.add(step, metrics, index, tokens_of(batch))
                     advance(step)
                     last = step == config.steps
                     leaving = stop.reached() or last

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from distilljax import data, evaluation, models, objectives, optimizers, students
 from distilljax.config import Config
@@ -68,7 +67,7 @@ def _novels(*names: str, **fields) -> text.Packed:
     return _rows(text.TextFiles(paths), **fields)
 
 
-def _glosses(split: Literal["train", "validation"]) -> text.Packed:
+def _glosses(split: text.Split) -> text.Packed:
     documents = text.WordNetGlosses(str(ASSETS))
     return _rows(documents, split=split, validation_fraction=0.01)
 

@@ -13,7 +13,7 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     """Multiplications and additions of all matrix products and convolutions.
 
     A compiler's own count sees the body of a loop once, and so a stack of scanned
-    layers as one. Here a loop counts as often as it runs, where that is known before it does;
+    layers as one. Here a loop counts as often as it runs, where that is known before;
     of the branches of a condition, the dearest counts. Element-wise operations, a few
     per cent of a network, are not counted.
 

@@ -27,5 +27,6 @@ from .specs import LoRA as LoRA
 from .specs import Pretrained as Pretrained
 from .specs import QuantizedTeacher as QuantizedTeacher
 from .specs import SlicedWidth as SlicedWidth
+from .specs import Untrained as Untrained
 from .specs import WithEmbedding as WithEmbedding
 from .width import slice_width as slice_width

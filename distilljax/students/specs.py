@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from distilljax._checks import check_count, check_instance, check_positive
 from distilljax._functional import Batch
 from distilljax.models.pretrained import load_pretrained
-from distilljax.sharding import Rule
+from distilljax.sharding import Rule, tree_shardings
 from distilljax.students._linears import IN_LAYERS
 from distilljax.students.depth import keep_layers
 from distilljax.students.importance import measure_importance
@@ -48,14 +49,51 @@ class Pretrained:
     """Type of the parameters, such as "bfloat16"; None is that of the file."""
     scan: bool = False
     """Whether layers are stacked and scanned."""
+    remat: Callable[..., Any] | None = None
+    """What of a layer is kept for the gradient, as in `DecoderConfig`."""
 
     def __call__(
         self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
     ) -> nnx.Module:
         """The module, on the mesh by the rules of decoders, or on one device."""
         del rules
-        options = {"scan": True} if self.scan else {}  # models of images have none
+        asked = {"scan": self.scan, "remat": self.remat}
+        # models of images have neither
+        options = {name: value for name, value in asked.items() if value}
         return load_pretrained(self.path_or_id, dtype=self.dtype, mesh=mesh, **options)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A teacher with random parameters: to try a recipe before its weights are there.
+
+    Example:
+      >>> from distilljax import models
+      >>> small = models.DecoderConfig(
+      ...     vocab_size=64, width=16, num_layers=2, num_heads=2, num_kv_heads=1,
+      ...     head_dim=8, ffn_width=24)
+      >>> Untrained(small)().config.width
+      16
+    """
+
+    model: Any
+    """What builds it: a callable from random streams, such as `DecoderConfig`."""
+    seed: int = 0
+    """Of the parameters."""
+
+    def __call__(
+        self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
+    ) -> nnx.Module:
+        """The module, made on the mesh or on one device."""
+
+        def make() -> Any:
+            return nnx.state(self.model(nnx.Rngs(self.seed)))
+
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(self.seed))))
+        if mesh is None:
+            return nnx.merge(graphdef, jax.jit(make)())
+        shardings = tree_shardings(jax.eval_shape(make), mesh, rules)
+        return nnx.merge(graphdef, jax.jit(make, out_shardings=shardings)())
 
 
 @dataclass(frozen=True)
@@ -314,5 +352,6 @@ __all__ = [
     "Pretrained",
     "QuantizedTeacher",
     "SlicedWidth",
+    "Untrained",
     "WithEmbedding",
 ]

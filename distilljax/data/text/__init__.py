@@ -8,10 +8,12 @@ processes. Tokenizers, jinja2 and pyarrow are imported when something needs them
 
 from __future__ import annotations
 
+from distilljax.data.text.byte_tokenizer import ByteTokenizer as ByteTokenizer
 from distilljax.data.text.chat import ChatTemplate as ChatTemplate
 from distilljax.data.text.documents import Documents as Documents
 from distilljax.data.text.documents import DocumentsConfig as DocumentsConfig
 from distilljax.data.text.documents import Texts as Texts
+from distilljax.data.text.filters import Split as Split
 from distilljax.data.text.gguf import GgufTokenizer as GgufTokenizer
 from distilljax.data.text.jsonl import Jsonl as Jsonl
 from distilljax.data.text.mixture import Mixture as Mixture

@@ -32,7 +32,9 @@ def documents(count: int, seed: int = 0, longest: int = 12) -> list[str]:
     ]
 
 
-def train_tokenizer(folder: Path, vocab_size: int = 320) -> Path:
+def train_tokenizer(
+    folder: Path, vocab_size: int = 320, texts: list[str] | None = None
+) -> Path:
     """A byte-level BPE in the files of a model's folder."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -46,7 +48,7 @@ def train_tokenizer(folder: Path, vocab_size: int = 320) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(300), trainer)
+    tokenizer.train_from_iterator(texts or sentences(300), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
