@@ -19,12 +19,11 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from distilljax._checks import check_count, check_positive, fail, is_static
+from distilljax._checks import check_count, check_positive, fail
 from distilljax.losses import LinearHead
-from distilljax.losses._fused_mesh import position_axes
+from distilljax.models._parts import as_batch, here, make_linear
 from distilljax.models.attention import dot_product_attention
 from distilljax.models.rope import Rope, rotate
 from distilljax.sharding import Rule
@@ -188,7 +187,7 @@ class Decoder(nnx.Module):
             self.layers = nnx.List(layers)
         self.final_norm = RMSNorm(config.width, config, rngs)
         shape = (config.width, config.vocab_size)
-        self.head = None if config.tied else _linear(config, *shape, False, rngs)
+        self.head = None if config.tied else make_linear(config, *shape, False, rngs)
 
     def __call__(
         self,
@@ -208,7 +207,7 @@ class Decoder(nnx.Module):
         embedding_vd = self.embed.embedding[...]
         dtype = config.compute_dtype or embedding_vd.dtype
         x_btd = jnp.take(embedding_vd, tokens_bt, axis=0).astype(dtype)
-        x_btd = _as_batch(x_btd * jnp.asarray(config.embed_scale, dtype))
+        x_btd = as_batch(x_btd * jnp.asarray(config.embed_scale, dtype))
         if positions_bt is None:
             positions_bt = jnp.arange(tokens_bt.shape[1])[None]
         turns = config.rope.turns(config.head_dim, positions_bt)
@@ -244,13 +243,13 @@ class Decoder(nnx.Module):
 
         if not config.scan:
             for layer, local in zip(cast(Any, self.layers), locality, strict=True):
-                x_btd = at(local)(x_btd, _here(layer), None, turns, ids_bt)
+                x_btd = at(local)(x_btd, here(layer), None, turns, ids_bt)
             return x_btd
         # layers that are all alike need no branches
         run = at(locality[0] if len(set(locality)) == 1 else None)
         axes = (nnx.Carry, 0, 0, None, None)
         scan = nnx.scan(run, in_axes=axes, out_axes=nnx.Carry)
-        return scan(x_btd, _here(self.layers), jnp.array(locality), turns, ids_bt)
+        return scan(x_btd, here(self.layers), jnp.array(locality), turns, ids_bt)
 
 
 class Layer(nnx.Module):
@@ -283,7 +282,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
-        linear = functools.partial(_linear, config)
+        linear = functools.partial(make_linear, config)
         inner, kv_inner = (
             heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads)
         )
@@ -334,7 +333,7 @@ class MLP(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.activation = config.activation
-        linear = functools.partial(_linear, config)
+        linear = functools.partial(make_linear, config)
         self.gate = linear(config.width, config.ffn_width, config.mlp_bias, rngs)
         self.up = linear(config.width, config.ffn_width, config.mlp_bias, rngs)
         self.down = linear(config.ffn_width, config.width, config.mlp_bias, rngs)
@@ -361,40 +360,3 @@ class RMSNorm(nnx.Module):
         mean_square = jnp.mean(x_32 * x_32, axis=-1, keepdims=True)
         scale = self.offset + self.scale[...].astype(jnp.float32)
         return (x_32 * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
-
-
-def _here(module: Any) -> Any:
-    """A module that NNX transforms take; they refuse one that `jax.jit` closes over.
-
-    Where features are captured, they are noted in the module itself.
-    """
-    if hasattr(module, "__captures__"):
-        return module
-    return nnx.merge(*nnx.split(module), copy=True)
-
-
-def _linear(
-    config: DecoderConfig, inputs: int, outputs: int, bias: bool, rngs: nnx.Rngs
-) -> nnx.Linear:
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=bias,
-        dtype=config.compute_dtype,
-        param_dtype=config.param_dtype,
-        kernel_init=nnx.initializers.normal(0.02),
-        rngs=rngs,
-    )
-
-
-def _as_batch(x: Array) -> Array:
-    """Hold what was looked up to the sharding of the batch, on the mesh that is set.
-
-    An embedding that is split along its width would else hand that split on, and every
-    layer after it would be computed for all examples on each device.
-    """
-    axes = position_axes()
-    if not axes or is_static(x):
-        return x
-    spec = PartitionSpec(axes, *[None] * (x.ndim - 1))
-    return jax.lax.with_sharding_constraint(x, spec)

@@ -14,15 +14,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax._checks import check_type, fail
-from distilljax.models.decoder import DECODER_RULES, Decoder, DecoderConfig
+from distilljax._checks import fail
 from distilljax.models.pretrained import _gguf, _hub, _safetensors
 from distilljax.models.pretrained._convert import fill, tensors_of
-from distilljax.models.pretrained._families import config_json, decoder_config
-from distilljax.models.pretrained._tables import decoder_table
+from distilljax.models.pretrained._families import DECODERS
+from distilljax.models.pretrained._kinds import Kind, config_json, read_config
+from distilljax.models.pretrained._tables import Table
+from distilljax.models.pretrained._vision import RESNETS, VITS
 
 CONFIG = "config.json"
-OPTIONS = ("scan", "remat", "attention", "compute_dtype")
+KINDS = (DECODERS, RESNETS, VITS)
 
 
 def load_pretrained(
@@ -42,15 +43,18 @@ def load_pretrained(
         GGUF file (F32, F16, Q8_0, Q4_0, Q4_1); or the name of a model on the hub,
         "owner/name", which is fetched if `huggingface_hub` is installed.
       dtype: Type of the parameters; None is that of the file (GGUF: float32).
-      mesh: Where to put them, by `DECODER_RULES`; None is one device.
-      **options: Fields of `DecoderConfig` that say how it is run: `scan`, `remat`,
-        `attention`, `compute_dtype`.
+        Batch statistics are float32 in any case.
+      mesh: Where to put them, by the model's rules (`DECODER_RULES`, `VIT_RULES`);
+        None is one device.
+      **options: Fields of the config that say how it is run, of a `DecoderConfig`
+        `scan`, `remat`, `attention`, `compute_dtype`.
 
     Returns:
-      The module, called as a `Decoder`.
+      The module, a `Decoder`, `ResNet` or `ViT`, in inference mode.
 
     Example:
       >>> import tempfile
+      >>> from distilljax.models import DecoderConfig
       >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=2, num_heads=4,
       ...                        num_kv_heads=2, head_dim=8, ffn_width=48)
       >>> with tempfile.TemporaryDirectory() as path:
@@ -66,16 +70,19 @@ def load_pretrained(
         path = _only_gguf(path)
     if path.is_dir():
         where = path / CONFIG
-        config = decoder_config(_json(where), str(where))
-        source, table = _safetensors.SafetensorsSource(path), decoder_table(config)
+        kind, config = read_config(KINDS, _json(where), str(where))
+        table = kind.table(config)
+        source = _safetensors.SafetensorsSource(path, table.ignored)
     else:
         source = _gguf.GgufSource(path)
-        config, table = source.config(), source.table()
-    config = _with_options(config, options)
-    kinds = [kind for _, kind in source.tensors().values()]
-    config = dataclasses.replace(config, param_dtype=jnp.dtype(dtype or kinds[0]))
+        kind, config, table = DECODERS, source.config(), source.table()
+    config = _with_options(kind, config, options)
+    if hasattr(config, "param_dtype"):
+        found = next(dtype for _, dtype in source.tensors().values())
+        config = dataclasses.replace(config, param_dtype=jnp.dtype(dtype or found))
     model = nnx.eval_shape(lambda: config(nnx.Rngs(0)))
-    fill(model, source, table, rules=DECODER_RULES, mesh=mesh, dtype=dtype)
+    fill(model, source, table, rules=kind.rules, mesh=mesh, dtype=dtype)
+    model.eval()
     return model
 
 
@@ -86,19 +93,20 @@ def save_pretrained(
     config: Mapping[str, Any] | None = None,
     max_file_bytes: int = 4 * 2**30,
 ) -> None:
-    """Write a decoder as a directory that `transformers` and `load_pretrained` load.
+    """Write a model as a directory that `transformers` and `load_pretrained` load.
 
-    The family is the first one that can say what the decoder is: a Llama if it can be
-    one. Tensors are fetched one after another; at most one file is held in memory.
+    The family is the first one that can say what the model is: a Llama if a decoder can
+    be one. Tensors are fetched one after another; at most one file is held in memory.
 
     Args:
-      model: A `Decoder`.
+      model: A `Decoder`, `ResNet` or `ViT`.
       path: The directory, which is made; one that has a config.json is refused.
       config: Further entries of config.json, such as `eos_token_id`.
       max_file_bytes: Size of a file, at most, unless one tensor is larger.
 
     Example:
       >>> import os, tempfile
+      >>> from distilljax.models import DecoderConfig
       >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=2, num_heads=4,
       ...                        num_kv_heads=2, head_dim=8, ffn_width=48, qk_norm=True)
       >>> with tempfile.TemporaryDirectory() as path:
@@ -106,8 +114,16 @@ def save_pretrained(
       ...     sorted(os.listdir(path)), _json(Path(path) / "config.json")["model_type"]
       (['config.json', 'model.safetensors'], 'qwen3')
     """
-    check_type("save_pretrained", "model", model, Decoder, "Merge adapters into it.")
-    assert isinstance(model, Decoder)
+    kind = next((kind for kind in KINDS if isinstance(model, kind.module)), None)
+    if kind is None:
+        fail(
+            "save_pretrained",
+            "model",
+            f"be one of {', '.join(kind.module.__name__ for kind in KINDS)}",
+            f"a {type(model).__name__}",
+            "Merge adapters into it, or save it with distilljax.checkpoints.",
+            TypeError,
+        )
     directory = Path(path)
     if (directory / CONFIG).exists():
         fail(
@@ -117,11 +133,12 @@ def save_pretrained(
             f"{directory}, which has a {CONFIG}",
             "Remove it, or write elsewhere.",
         )
-    written = config_json(model.config)
-    embedding = model.embed.embedding[...]
+    described: Any = model
+    written, table = config_json(kind, described.config), kind.table(described.config)
+    first = jax.tree.leaves(nnx.state(model, nnx.Param))[0]
     # the older name, which every version reads
-    written["torch_dtype"] = str(embedding.dtype)
-    tensors = _fetched(model)
+    written["torch_dtype"] = str(first.dtype)
+    tensors = _fetched(model, table)
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         _safetensors.write(directory, tensors, max_file_bytes)
@@ -133,22 +150,26 @@ def save_pretrained(
             pass
 
 
-def _fetched(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
+def _fetched(model: nnx.Module, table: Table) -> Iterator[tuple[str, np.ndarray]]:
     """Name and array of each tensor of a file, one at a time."""
-    for name, array, transform in tensors_of(model, decoder_table(model.config)):
+    for name, array, transform in tensors_of(model, table):
         if not array.is_fully_addressable:
             from jax.experimental import multihost_utils
 
             array = multihost_utils.process_allgather(array, tiled=True)
         yield name, np.ascontiguousarray(transform.back(np.asarray(array)))
+        norm, _, last = name.rpartition(".")
+        if last == "running_var":
+            # what torch counts beside them, and reports where it is missing
+            yield f"{norm}.num_batches_tracked", np.zeros((), np.int64)
 
 
-def _with_options(config: DecoderConfig, options: Mapping[str, Any]) -> DecoderConfig:
-    if unknown := sorted(set(options) - set(OPTIONS)):
+def _with_options(kind: Kind, config: Any, options: Mapping[str, Any]) -> Any:
+    if unknown := sorted(set(options) - set(kind.options)):
         fail(
             "load_pretrained",
             "options",
-            f"be among {', '.join(OPTIONS)}",
+            f"be among {', '.join(kind.options) or 'none'} for this model",
             ", ".join(unknown),
             "What the model is, its files say.",
             TypeError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 
 class SafetensorsSource:
-    """The tensors of one or many files in a directory."""
+    """The tensors of one or many files in a directory, but for those of some names."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, ignored: str = r"(?!)"):
         self.where = str(directory)
-        self._files = _files(directory)
+        self._files, self._ignored = _files(directory), ignored
 
     @functools.cached_property
     def _tensors(self) -> dict[str, tuple[Path, Shape, Any]]:
@@ -31,6 +32,8 @@ class SafetensorsSource:
         for path in self._files:
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118  not a mapping
+                    if re.fullmatch(self._ignored, name):
+                        continue
                     piece = file.get_slice(name)
                     kind = DTYPES.get(piece.get_dtype())
                     if kind is None:

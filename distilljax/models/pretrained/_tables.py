@@ -20,7 +20,7 @@ class Transform(NamedTuple):
     """How an array of a file becomes a parameter: piece by piece, and back."""
 
     shape: Callable[[Shape], Shape]
-    """The shape in the model of an array of a file; the same function goes back."""
+    """The shape in a file of a parameter of this shape."""
     piece: Callable[[Callable[[Index], np.ndarray], Index], np.ndarray]
     """A piece of the parameter, from a function that reads pieces of the file."""
     back: Callable[[np.ndarray], np.ndarray]
@@ -37,6 +37,14 @@ TRANSPOSED = Transform(
     shape=lambda shape: shape[::-1],
     piece=lambda read, index: read(index[::-1]).T,
     back=lambda x: x.T,
+)
+# torch.nn.Conv2d has [outputs, inputs, height, width]
+CONV = Transform(
+    shape=lambda shape: (shape[3], shape[2], *shape[:2]),
+    piece=lambda read, index: read(
+        (index[3], index[2], *index[:2]),
+    ).transpose(2, 3, 1, 0),
+    back=lambda x: x.transpose(3, 2, 0, 1),
 )
 
 
@@ -100,6 +108,10 @@ def _norm(pattern: str, path: str) -> Row:
     return Row(f"{pattern}.weight", f"{path}/scale")
 
 
+def _scale_and_bias(pattern: str, path: str) -> list[Row]:
+    return [_norm(pattern, path), Row(f"{pattern}.bias", f"{path}/bias")]
+
+
 def decoder_table(config: Any) -> Table:
     """Names of transformers for decoders."""
     layer, ours = "model.layers.{}", "layers/{}"
@@ -155,3 +167,57 @@ def gguf_table(config: Any, *, permuted: bool) -> Table:
         Row("output.weight", "head/kernel", TRANSPOSED),
     )
     return Table(rows, r"rope_freqs\.weight")
+
+
+def resnet_table(config: Any) -> Table:
+    """Names of transformers for ResNets."""
+    del config  # what a config leaves out has no parameters
+    block, ours = "resnet.encoder.stages.{}.layers.{}", "stages/{}/blocks/{}"
+    rows = (
+        *_conv_norm("resnet.embedder.embedder", "stem"),
+        *_conv_norm(f"{block}.layer.{{}}", f"{ours}/convs/{{}}"),
+        *_conv_norm(f"{block}.shortcut", f"{ours}/shortcut"),
+        *_linear("classifier.1", "head"),
+    )
+    return Table(rows, r".*\.num_batches_tracked")
+
+
+def _conv_norm(pattern: str, path: str) -> list[Row]:
+    norm, ours = f"{pattern}.normalization", f"{path}/norm"
+    return [
+        Row(f"{pattern}.convolution.weight", f"{path}/conv/kernel", CONV),
+        *_scale_and_bias(norm, ours),
+        Row(f"{norm}.running_mean", f"{ours}/mean"),
+        Row(f"{norm}.running_var", f"{ours}/var"),
+    ]
+
+
+def vit_table(config: Any) -> Table:
+    """Names of transformers for ViT, and for DeiT with its distillation token."""
+    model = "deit" if config.distilled else "vit"
+    embeddings, layer, ours = (
+        f"{model}.embeddings",
+        f"{model}.encoder.layer.{{}}",
+        "layers/{}",
+    )
+    attention = f"{layer}.attention"
+    patch = f"{embeddings}.patch_embeddings.projection"
+    rows = (
+        Row(f"{embeddings}.cls_token", "class_token"),
+        Row(f"{embeddings}.distillation_token", "distillation_token"),
+        Row(f"{embeddings}.position_embeddings", "positions"),
+        *_linear(patch, "patch", CONV),
+        *_scale_and_bias(f"{layer}.layernorm_before", f"{ours}/attention_norm"),
+        *_linear(f"{attention}.attention.query", f"{ours}/attention/query"),
+        *_linear(f"{attention}.attention.key", f"{ours}/attention/key"),
+        *_linear(f"{attention}.attention.value", f"{ours}/attention/value"),
+        *_linear(f"{attention}.output.dense", f"{ours}/attention/out"),
+        *_scale_and_bias(f"{layer}.layernorm_after", f"{ours}/mlp_norm"),
+        *_linear(f"{layer}.intermediate.dense", f"{ours}/mlp/up"),
+        *_linear(f"{layer}.output.dense", f"{ours}/mlp/down"),
+        *_scale_and_bias(f"{model}.layernorm", "final_norm"),
+        *_linear("cls_classifier" if config.distilled else "classifier", "head"),
+        *_linear("distillation_classifier", "distillation_head"),
+    )
+    # of pretraining; a classifier has no use for them
+    return Table(rows, rf"{model}\.pooler\..*|{model}\.embeddings\.mask_token")
