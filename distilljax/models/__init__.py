@@ -18,4 +18,9 @@ from .pooling import mean_pool as mean_pool
 from .pooling import sentence_embedding as sentence_embedding
 from .pretrained import load_pretrained as load_pretrained
 from .pretrained import save_pretrained as save_pretrained
+from .resnet import ResNet as ResNet
+from .resnet import ResNetConfig as ResNetConfig
 from .rope import Rope as Rope
+from .vit import VIT_RULES as VIT_RULES
+from .vit import ViT as ViT
+from .vit import ViTConfig as ViTConfig

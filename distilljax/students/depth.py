@@ -55,7 +55,7 @@ def keep_layers(
     student = structure_of(dataclasses.replace(config, **changes))
     arrays = nnx.to_pure_dict(nnx.state(teacher, nnx.Param))
     own = arrays.pop("layers")
-    if config.scan:
+    if getattr(config, "scan", False):
         own = jax.tree.map(lambda x: x[jnp.array(kept)], own)
     else:
         own = jax.tree.map(jnp.copy, {i: own[j] for i, j in enumerate(kept)})

@@ -59,8 +59,10 @@ class Pretrained:
     ) -> nnx.Module:
         """The module, on the mesh by the rules of its kind, or on one device."""
         del rules
-        options = {"mesh": mesh, "scan": self.scan, "remat": self.remat}
-        return load_pretrained(self.path_or_id, dtype=self.dtype, **options)
+        asked = {"scan": self.scan, "remat": self.remat}
+        # models of images have neither
+        options = {name: value for name, value in asked.items() if value}
+        return load_pretrained(self.path_or_id, dtype=self.dtype, mesh=mesh, **options)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from distilljax import make_distill_step, objectives
+from distilljax.models import ViTConfig
 from distilljax.students import keep_layers
 from tests.students.small import BATCH, arrays_of, decoder, logits_of
 
@@ -29,6 +30,26 @@ def test_all_layers_say_what_the_teacher_says(scan, changes):
     np.testing.assert_array_equal(logits_of(made.student), logits_of(teacher))
     assert made.layers == {f"layers/{i}": f"layers/{i}" for i in range(4)}
     assert made.parameters.ratio == 1
+
+
+def test_layers_of_a_vit_are_kept_too():
+    config = ViTConfig(
+        num_classes=3, image_size=4, patch_size=2, width=8, num_layers=3, num_heads=2,
+        ffn_width=16, distilled=True,
+    )  # fmt: skip
+    teacher = config(nnx.Rngs(0))
+    silent = teacher.layers[1]  # what it adds is nothing
+    for linear in (silent.attention.out, silent.mlp.down):
+        linear.kernel.set_value(0 * linear.kernel[...])
+    made = keep_layers(teacher, 2)
+    assert made.layers == {"layers/0": "layers/0", "layers/1": "layers/2"}
+    assert made.student.config.num_layers == 2
+    images = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    says = nnx.jit(lambda model, x: model(x))
+    want = says(teacher, images)
+    np.testing.assert_allclose(says(made.student, images), want, atol=1e-6)
+    other = keep_layers(teacher, [0, 1]).student
+    assert np.abs(says(other, images) - want).max() > 1e-4
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -9,7 +9,7 @@ from flax import nnx
 
 from distilljax import students
 from distilljax.config import from_json, to_json
-from distilljax.models import DecoderConfig, save_pretrained
+from distilljax.models import DecoderConfig, ResNetConfig, save_pretrained
 from tests.students.small import BATCH, arrays_of, decoder, logits_of
 
 
@@ -78,6 +78,18 @@ def test_specs_make_what_the_functions_make(saved):
     np.testing.assert_allclose(logits_of(made.student), logits_of(want), atol=1e-5)
     made = found["embedding"].make(nnx.Rngs(0))
     assert made.layers == {"layers/0": "layers/0", "layers/1": "layers/1"}
+
+
+def test_a_model_of_images_is_a_teacher_of_a_config(tmp_path):
+    config = ResNetConfig(
+        num_classes=3, depths=(1,), widths=(4,), bottleneck=False, stem_width=4
+    )
+    teacher = config(nnx.Rngs(0))
+    teacher.stem.norm.mean.set_value(teacher.stem.norm.mean[...] + 2)
+    save_pretrained(teacher, tmp_path / "resnet")
+    found = students.Pretrained(str(tmp_path / "resnet"))()
+    for path, x in arrays_of(teacher).items():
+        np.testing.assert_array_equal(arrays_of(found)[path], x)
 
 
 def test_a_quantised_teacher_is_loaded_and_rounded(saved):

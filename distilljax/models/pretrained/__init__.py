@@ -1,7 +1,8 @@
 """Pretrained weights in and out.
 
-`_families` and `_gguf` say which decoder a file describes, `_tables` which tensor is
-which parameter, `_convert` finds what does not fit and fills the module.
+`_families`, `_vision` and `_gguf` say which model a file describes, `_tables` which
+tensor is which parameter, `_convert` finds what does not fit and fills the module;
+`_kinds` is what they have in common.
 """
 
 from ._load import load_pretrained as load_pretrained

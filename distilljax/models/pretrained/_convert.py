@@ -25,6 +25,8 @@ from distilljax.models.pretrained._tables import (
 from distilljax.sharding import Rule, tree_shardings
 from distilljax.typing import path_of
 
+# What of a module is in a file.
+STORED = (nnx.Param, nnx.BatchStat)
 # So many of each kind of fault are named.
 NAMED = 8
 
@@ -61,8 +63,12 @@ def fill(
     mesh: Mesh | None = None,
     dtype: Any = None,
 ) -> None:
-    """Give a module without arrays (`nnx.eval_shape`) those of the source, in place."""
-    state = nnx.state(module, nnx.Param)
+    """Give a module without arrays (`nnx.eval_shape`) those of the source, in place.
+
+    Batch statistics keep the type that they are computed in, whatever `dtype` is.
+    """
+    state = nnx.state(module, STORED)
+    statistics = _flat(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
     pure = nnx.to_pure_dict(state)
     wanted = _flat(pure)
     found = match(source, table, expand(module, wanted))
@@ -73,7 +79,8 @@ def fill(
         shardings = _flat(tree_shardings(pure, mesh, rules))
     arrays = {}
     for path, like in wanted.items():
-        arrays[path] = _array(path, like, shardings[path], found, source, dtype)
+        kind = like.dtype if path in statistics else dtype
+        arrays[path] = _array(path, like, shardings[path], found, source, kind)
     leaves = [arrays[path] for path in wanted]
     pure = jax.tree.unflatten(jax.tree.structure(pure), leaves)
     nnx.replace_by_pure_dict(state, pure)
@@ -172,7 +179,7 @@ def tensors_of(
     module: nnx.Module, table: Table
 ) -> Iterator[tuple[str, jax.Array, Transform]]:
     """Name and array of each tensor that a module is in a file, and the way back."""
-    for path, x in _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param))).items():
+    for path, x in _flat(nnx.to_pure_dict(nnx.state(module, STORED))).items():
         for i in range(x.shape[0]) if _is_stacked(path) else [None]:
             ours = _of_layer(path, i)
             named = ((row.name_of(ours), row) for row in table.rows)

@@ -1,27 +1,21 @@
-"""Which decoder a config.json describes, and the config.json that describes a decoder.
-
-A family is a pair of functions, there and back. A decoder is written as the first
-family whose description, read again, is the same decoder: what a family cannot say is
-found by that, and not by a list of conditions.
-"""
+"""Decoders in config.json: Llama, Mistral, Qwen and Gemma."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 
 from distilljax._checks import fail
-from distilljax.models.decoder import DecoderConfig
-from distilljax.models.pretrained._encoders import BERT
+from distilljax.models.decoder import DECODER_RULES, Decoder, DecoderConfig
+from distilljax.models.pretrained._kinds import Family, Json, Kind
+from distilljax.models.pretrained._tables import decoder_table
 from distilljax.models.rope import Rope
 
-Json = Mapping[str, Any]
 # How a model is run, and not what it is: files do not say it.
-RUNTIME = ("scan", "remat", "attention", "compute_dtype", "param_dtype")
+OPTIONS = ("scan", "remat", "attention", "compute_dtype")
 ACTIVATIONS = {
     "silu": nnx.silu,
     "gelu_pytorch_tanh": nnx.gelu,
@@ -42,70 +36,11 @@ GEMMA3_DEFAULTS = {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
-class Family(NamedTuple):
-    """A `model_type` of transformers."""
-
-    architecture: str
-    read: Callable[[Json], DecoderConfig]
-    write: Callable[[DecoderConfig], dict[str, Any]]
-
-
-def decoder_config(json: Json, where: str) -> DecoderConfig:
-    """The decoder that a config.json describes."""
-    kind = json.get("model_type")
-    if kind not in FAMILIES:
-        fail(
-            "load_pretrained",
-            "model_type",
-            f"be one of {', '.join(sorted([*FAMILIES, BERT]))}",
-            f"{kind!r} in {where}",
-            "Other models work as well: load them with their own library, and pass a "
-            "teacher_forward to make_distill_step.",
-        )
-    try:
-        return FAMILIES[kind].read(json)
-    except KeyError as error:
-        fail(
-            "load_pretrained",
-            where,
-            f"have the key {error}",
-            sorted(json),
-            f"A {kind!r} model cannot be built without it.",
-        )
-
-
-def config_json(config: DecoderConfig) -> dict[str, Any]:
-    """The config.json that describes a decoder."""
-    plain = _plain(config)
-    nearest: list[str] = []
-    for kind, family in FAMILIES.items():
-        json = {
-            "architectures": [family.architecture],
-            "model_type": kind,
-            **family.write(plain),
-        }
-        again = _plain(family.read(json))
-        if again == plain:
-            return json
-        lost = [
-            f.name
-            for f in fields(plain)
-            if getattr(plain, f.name) != getattr(again, f.name)
-        ]
-        nearest = lost if not nearest or len(lost) < len(nearest) else nearest
-    return fail(
-        "save_pretrained",
-        "the decoder",
-        f"be what one of {', '.join(FAMILIES)} can be",
-        f"a combination that none has ({', '.join(nearest)})",
-        "Save it with distilljax.checkpoints, or change these fields.",
-    )
-
-
 def _plain(config: DecoderConfig) -> DecoderConfig:
     """The same model, said in one way."""
+    run = {*OPTIONS, "param_dtype"}
     config = replace(
-        config, **{f.name: f.default for f in fields(config) if f.name in RUNTIME}
+        config, **{f.name: f.default for f in fields(config) if f.name in run}
     )
     scale = config.attention_scale or config.head_dim**-0.5
     if not any(config.locality):
@@ -385,3 +320,4 @@ FAMILIES = {
     "gemma2": Family("Gemma2ForCausalLM", _read_gemma2, _gemma_json),
     "gemma3_text": Family("Gemma3ForCausalLM", _read_gemma3, _write_gemma3),
 }
+DECODERS = Kind(Decoder, FAMILIES, decoder_table, DECODER_RULES, OPTIONS, _plain)

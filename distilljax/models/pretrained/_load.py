@@ -15,17 +15,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distilljax._checks import fail
-from distilljax.models.decoder import DECODER_RULES, Decoder
-from distilljax.models.encoder import ENCODER_RULES, Encoder, EncoderConfig
 from distilljax.models.pretrained import _gguf, _hub, _safetensors
 from distilljax.models.pretrained._convert import fill, tensors_of
-from distilljax.models.pretrained._encoders import BERT, encoder_config, encoder_json
-from distilljax.models.pretrained._families import config_json, decoder_config
-from distilljax.models.pretrained._tables import Table, decoder_table, encoder_table
+from distilljax.models.pretrained._encoders import ENCODERS
+from distilljax.models.pretrained._families import DECODERS
+from distilljax.models.pretrained._kinds import Kind, config_json, read_config
+from distilljax.models.pretrained._tables import Table
+from distilljax.models.pretrained._vision import RESNETS, VITS
 
 CONFIG = "config.json"
-OPTIONS = ("scan", "remat", "attention", "compute_dtype")
-OF_ENCODERS = (*OPTIONS, "pooler")
+KINDS = (DECODERS, ENCODERS, RESNETS, VITS)
 
 
 def load_pretrained(
@@ -45,14 +44,15 @@ def load_pretrained(
         GGUF file (F32, F16, Q8_0, Q4_0, Q4_1); or the name of a model on the hub,
         "owner/name", which is fetched if `huggingface_hub` is installed.
       dtype: Type of the parameters; None is that of the file (GGUF: float32).
-      mesh: Where to put them, by `DECODER_RULES` or `ENCODER_RULES`; None is one
-        device.
-      **options: Fields of the config that say how it is run: `scan`, `remat`,
-        `attention`, `compute_dtype`; of an encoder also `pooler=True`, to have that of
-        the file, which is left out where no classifier needs it.
+        Batch statistics are float32 in any case.
+      mesh: Where to put them, by the model's rules (`DECODER_RULES`, `VIT_RULES`);
+        None is one device.
+      **options: Fields of the config that say how it is run, of a `DecoderConfig`
+        `scan`, `remat`, `attention`, `compute_dtype`; of an `EncoderConfig` also
+        `pooler`, which is left out where no classifier needs it.
 
     Returns:
-      The module, called as a `Decoder`; of BERT, an `Encoder`.
+      The module, a `Decoder`, `Encoder`, `ResNet` or `ViT`, in inference mode.
 
     Example:
       >>> import tempfile
@@ -71,32 +71,22 @@ def load_pretrained(
     if path.is_dir() and not (path / CONFIG).exists():
         path = _only_gguf(path)
     if path.is_dir():
-        config, source, table, rules = _described(path, options)
+        where = path / CONFIG
+        kind, config = read_config(KINDS, _json(where), str(where))
+        config = _with_options(kind, config, options)
+        table = kind.table(config)
+        source = _safetensors.SafetensorsSource(path, table.ignored)
     else:
         source = _gguf.GgufSource(path)
-        config, table, rules = source.config(), source.table(), DECODER_RULES
-        config = _with_options(config, options)
-    kinds = [kind for _, kind in source.tensors().values()]
-    config = dataclasses.replace(config, param_dtype=jnp.dtype(dtype or kinds[0]))
+        kind, table = DECODERS, source.table()
+        config = _with_options(kind, source.config(), options)
+    if hasattr(config, "param_dtype"):
+        found = next(dtype for _, dtype in source.tensors().values())
+        config = dataclasses.replace(config, param_dtype=jnp.dtype(dtype or found))
     model = nnx.eval_shape(lambda: config(nnx.Rngs(0)))
-    fill(model, source, table, rules=rules, mesh=mesh, dtype=dtype)
+    fill(model, source, table, rules=kind.rules, mesh=mesh, dtype=dtype)
+    model.eval()
     return model
-
-
-def _described(path: Path, options: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Config, tensors, table and rules of a directory."""
-    where = path / CONFIG
-    json = _json(where)
-    if json.get("model_type") != BERT:
-        config = _with_options(decoder_config(json, str(where)), options)
-        table = decoder_table(config)
-        return config, _safetensors.SafetensorsSource(path), table, DECODER_RULES
-    config = _with_options(encoder_config(json, str(where)), options)
-    table = encoder_table(config, prefix="")
-    source = _safetensors.SafetensorsSource(path, table.ignored)
-    if any(name.startswith("bert.") for name in source.tensors()):
-        table = encoder_table(config, prefix="bert.")
-    return config, source, table, ENCODER_RULES
 
 
 def save_pretrained(
@@ -108,12 +98,11 @@ def save_pretrained(
 ) -> None:
     """Write a model as a directory that `transformers` and `load_pretrained` load.
 
-    The family is the first one that can say what a decoder is: a Llama if it can be
-    one. An encoder is a BertModel, or with classes a BertForSequenceClassification.
-    Tensors are fetched one after another; at most one file is held in memory.
+    The family is the first one that can say what the model is: a Llama if a decoder can
+    be one. Tensors are fetched one after another; at most one file is held in memory.
 
     Args:
-      model: A `Decoder` or an `Encoder`.
+      model: A `Decoder`, `Encoder`, `ResNet` or `ViT`.
       path: The directory, which is made; one that has a config.json is refused.
       config: Further entries of config.json, such as `eos_token_id`.
       max_file_bytes: Size of a file, at most, unless one tensor is larger.
@@ -128,13 +117,14 @@ def save_pretrained(
       ...     sorted(os.listdir(path)), _json(Path(path) / "config.json")["model_type"]
       (['config.json', 'model.safetensors'], 'qwen3')
     """
-    if not isinstance(model, Decoder | Encoder):
+    kind = next((kind for kind in KINDS if isinstance(model, kind.module)), None)
+    if kind is None:
         fail(
             "save_pretrained",
             "model",
-            "be a Decoder or an Encoder",
+            f"be one of {', '.join(kind.module.__name__ for kind in KINDS)}",
             f"a {type(model).__name__}",
-            "Merge adapters into it.",
+            "Merge adapters into it, or save it with distilljax.checkpoints.",
             TypeError,
         )
     directory = Path(path)
@@ -146,15 +136,11 @@ def save_pretrained(
             f"{directory}, which has a {CONFIG}",
             "Remove it, or write elsewhere.",
         )
-    if isinstance(model, Encoder):
-        written = encoder_json(model.config)
-        prefix = "bert." if model.config.num_classes else ""
-        table = encoder_table(model.config, prefix=prefix)
-    else:
-        written, table = config_json(model.config), decoder_table(model.config)
-    embedding = model.embed.embedding[...]
+    described: Any = model
+    written, table = config_json(kind, described.config), kind.table(described.config)
+    first = jax.tree.leaves(nnx.state(model, nnx.Param))[0]
     # the older name, which every version reads
-    written["torch_dtype"] = str(embedding.dtype)
+    written["torch_dtype"] = str(first.dtype)
     tensors = _fetched(model, table)
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
@@ -175,15 +161,18 @@ def _fetched(model: nnx.Module, table: Table) -> Iterator[tuple[str, np.ndarray]
 
             array = multihost_utils.process_allgather(array, tiled=True)
         yield name, np.ascontiguousarray(transform.back(np.asarray(array)))
+        norm, _, last = name.rpartition(".")
+        if last == "running_var":
+            # what torch counts beside them, and reports where it is missing
+            yield f"{norm}.num_batches_tracked", np.zeros((), np.int64)
 
 
-def _with_options(config: Any, options: Mapping[str, Any]) -> Any:
-    known = OF_ENCODERS if isinstance(config, EncoderConfig) else OPTIONS
-    if unknown := sorted(set(options) - set(known)):
+def _with_options(kind: Kind, config: Any, options: Mapping[str, Any]) -> Any:
+    if unknown := sorted(set(options) - set(kind.options)):
         fail(
             "load_pretrained",
             "options",
-            f"be among {', '.join(known)}",
+            f"be among {', '.join(kind.options) or 'none'} for this model",
             ", ".join(unknown),
             "What the model is, its files say.",
             TypeError,

@@ -20,7 +20,7 @@ class Transform(NamedTuple):
     """How an array of a file becomes a parameter: piece by piece, and back."""
 
     shape: Callable[[Shape], Shape]
-    """The shape in the model of an array of a file; the same function goes back."""
+    """The shape in a file of a parameter of this shape."""
     piece: Callable[[Callable[[Index], np.ndarray], Index], np.ndarray]
     """A piece of the parameter, from a function that reads pieces of the file."""
     back: Callable[[np.ndarray], np.ndarray]
@@ -37,6 +37,14 @@ TRANSPOSED = Transform(
     shape=lambda shape: shape[::-1],
     piece=lambda read, index: read(index[::-1]).T,
     back=lambda x: x.T,
+)
+# torch.nn.Conv2d has [outputs, inputs, height, width]
+CONV = Transform(
+    shape=lambda shape: (shape[3], shape[2], *shape[:2]),
+    piece=lambda read, index: read(
+        (index[3], index[2], *index[:2]),
+    ).transpose(2, 3, 1, 0),
+    back=lambda x: x.transpose(3, 2, 0, 1),
 )
 
 
@@ -100,14 +108,8 @@ def _norm(pattern: str, path: str) -> Row:
     return Row(f"{pattern}.weight", f"{path}/scale")
 
 
-def _layer_norm(pattern: str, path: str) -> list[Row]:
-    """With the names of the first files of BERT, which are still published."""
-    return [
-        Row(f"{pattern}.weight", f"{path}/scale"),
-        Row(f"{pattern}.bias", f"{path}/bias"),
-        Row(f"{pattern}.gamma", f"{path}/scale"),
-        Row(f"{pattern}.beta", f"{path}/bias"),
-    ]
+def _scale_and_bias(pattern: str, path: str) -> list[Row]:
+    return [_norm(pattern, path), Row(f"{pattern}.bias", f"{path}/bias")]
 
 
 def decoder_table(config: Any) -> Table:
@@ -143,33 +145,43 @@ def decoder_table(config: Any) -> Table:
     return Table(rows, rf".*\.rotary_emb\.inv_freq{tied}")
 
 
-def encoder_table(config: Any, *, prefix: str) -> Table:
-    """Names of transformers for BERT; `prefix` is "bert." where a head is around it."""
-    layer, ours = f"{prefix}encoder.layer.{{}}", "layers/{}"
-    attention, own = f"{layer}.attention.self", f"{ours}/attention"
-    rows = (
-        Row(f"{prefix}embeddings.word_embeddings.weight", "embed/embedding"),
-        Row(
-            f"{prefix}embeddings.position_embeddings.weight", "position_embed/embedding"
-        ),
-        Row(f"{prefix}embeddings.token_type_embeddings.weight", "type_embed/embedding"),
-        *_layer_norm(f"{prefix}embeddings.LayerNorm", "embed_norm"),
-        *_linear(f"{attention}.query", f"{own}/query"),
-        *_linear(f"{attention}.key", f"{own}/key"),
-        *_linear(f"{attention}.value", f"{own}/value"),
-        *_linear(f"{layer}.attention.output.dense", f"{own}/out"),
-        *_layer_norm(f"{layer}.attention.output.LayerNorm", f"{ours}/attention_norm"),
-        *_linear(f"{layer}.intermediate.dense", f"{ours}/mlp/up"),
-        *_linear(f"{layer}.output.dense", f"{ours}/mlp/down"),
-        *_layer_norm(f"{layer}.output.LayerNorm", f"{ours}/mlp_norm"),
-        *_linear(f"{prefix}pooler.dense", "pooler"),
-        *_linear("classifier", "head"),
-    )
+def encoder_table(config: Any) -> Table:
+    """Names of transformers for BERT, which has a prefix where a head is around it."""
+    first = "bert." if config.num_classes else ""
+    second = "" if first else "bert."
+    rows = (*_bert_rows(first), *_bert_rows(second), *_linear("classifier", "head"))
     # a buffer of old files, and heads of pretraining
     ignored = [r"(bert\.)?embeddings\.position_ids", r"cls\..*"]
     if not config.pooler:
         ignored.append(r"(bert\.)?pooler\.dense\..*")
     return Table(rows, "|".join(ignored))
+
+
+def _bert_rows(prefix: str) -> list[Row]:
+    embeddings, layer = f"{prefix}embeddings", f"{prefix}encoder.layer.{{}}"
+    ours, theirs = "layers/{}", f"{layer}.attention"
+    return [
+        Row(f"{embeddings}.word_embeddings.weight", "embed/embedding"),
+        Row(f"{embeddings}.position_embeddings.weight", "position_embed/embedding"),
+        Row(f"{embeddings}.token_type_embeddings.weight", "type_embed/embedding"),
+        *_layer_norm(f"{embeddings}.LayerNorm", "embed_norm"),
+        *_linear(f"{theirs}.self.query", f"{ours}/attention/query"),
+        *_linear(f"{theirs}.self.key", f"{ours}/attention/key"),
+        *_linear(f"{theirs}.self.value", f"{ours}/attention/value"),
+        *_linear(f"{theirs}.output.dense", f"{ours}/attention/out"),
+        *_layer_norm(f"{theirs}.output.LayerNorm", f"{ours}/attention_norm"),
+        *_linear(f"{layer}.intermediate.dense", f"{ours}/mlp/up"),
+        *_linear(f"{layer}.output.dense", f"{ours}/mlp/down"),
+        *_layer_norm(f"{layer}.output.LayerNorm", f"{ours}/mlp_norm"),
+        *_linear(f"{prefix}pooler.dense", "pooler"),
+    ]
+
+
+def _layer_norm(pattern: str, path: str) -> list[Row]:
+    """With the names of the first files of BERT, which are still published."""
+    older = [Row(f"{pattern}.gamma", f"{path}/scale")]
+    older += [Row(f"{pattern}.beta", f"{path}/bias")]
+    return [*_scale_and_bias(pattern, path), *older]
 
 
 def gguf_table(config: Any, *, permuted: bool) -> Table:
@@ -194,3 +206,57 @@ def gguf_table(config: Any, *, permuted: bool) -> Table:
         Row("output.weight", "head/kernel", TRANSPOSED),
     )
     return Table(rows, r"rope_freqs\.weight")
+
+
+def resnet_table(config: Any) -> Table:
+    """Names of transformers for ResNets."""
+    del config  # what a config leaves out has no parameters
+    block, ours = "resnet.encoder.stages.{}.layers.{}", "stages/{}/blocks/{}"
+    rows = (
+        *_conv_norm("resnet.embedder.embedder", "stem"),
+        *_conv_norm(f"{block}.layer.{{}}", f"{ours}/convs/{{}}"),
+        *_conv_norm(f"{block}.shortcut", f"{ours}/shortcut"),
+        *_linear("classifier.1", "head"),
+    )
+    return Table(rows, r".*\.num_batches_tracked")
+
+
+def _conv_norm(pattern: str, path: str) -> list[Row]:
+    norm, ours = f"{pattern}.normalization", f"{path}/norm"
+    return [
+        Row(f"{pattern}.convolution.weight", f"{path}/conv/kernel", CONV),
+        *_scale_and_bias(norm, ours),
+        Row(f"{norm}.running_mean", f"{ours}/mean"),
+        Row(f"{norm}.running_var", f"{ours}/var"),
+    ]
+
+
+def vit_table(config: Any) -> Table:
+    """Names of transformers for ViT, and for DeiT with its distillation token."""
+    model = "deit" if config.distilled else "vit"
+    embeddings, layer, ours = (
+        f"{model}.embeddings",
+        f"{model}.encoder.layer.{{}}",
+        "layers/{}",
+    )
+    attention = f"{layer}.attention"
+    patch = f"{embeddings}.patch_embeddings.projection"
+    rows = (
+        Row(f"{embeddings}.cls_token", "class_token"),
+        Row(f"{embeddings}.distillation_token", "distillation_token"),
+        Row(f"{embeddings}.position_embeddings", "positions"),
+        *_linear(patch, "patch", CONV),
+        *_scale_and_bias(f"{layer}.layernorm_before", f"{ours}/attention_norm"),
+        *_linear(f"{attention}.attention.query", f"{ours}/attention/query"),
+        *_linear(f"{attention}.attention.key", f"{ours}/attention/key"),
+        *_linear(f"{attention}.attention.value", f"{ours}/attention/value"),
+        *_linear(f"{attention}.output.dense", f"{ours}/attention/out"),
+        *_scale_and_bias(f"{layer}.layernorm_after", f"{ours}/mlp_norm"),
+        *_linear(f"{layer}.intermediate.dense", f"{ours}/mlp/up"),
+        *_linear(f"{layer}.output.dense", f"{ours}/mlp/down"),
+        *_scale_and_bias(f"{model}.layernorm", "final_norm"),
+        *_linear("cls_classifier" if config.distilled else "classifier", "head"),
+        *_linear("distillation_classifier", "distillation_head"),
+    )
+    # of pretraining; a classifier has no use for them
+    return Table(rows, rf"{model}\.pooler\..*|{model}\.embeddings\.mask_token")
