@@ -135,8 +135,8 @@ class Copied:
     """A student that starts as another model is: one that was trained before.
 
     Example:
-      >>> Copied(Pretrained("runs/small")).source
-      Pretrained(path_or_id='runs/small', dtype=None, scan=False)
+      >>> Copied(Pretrained("runs/small")).source.path_or_id
+      'runs/small'
     """
 
     source: Any
