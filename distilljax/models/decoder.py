@@ -221,7 +221,10 @@ class Decoder(nnx.Module):
         kernel_dv = embedding_vd.T if self.head is None else self.head.kernel[...]
         hidden_btd = self.final_norm(x_btd)
         head = LinearHead(
-            hidden_btd, kernel_dv.astype(dtype), softcap=config.logit_softcap
+            hidden_btd,
+            kernel_dv.astype(dtype),
+            softcap=config.logit_softcap,
+            tied=self.head is None,
         )
         return Outputs(logits=head)
 
