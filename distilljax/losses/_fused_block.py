@@ -114,7 +114,11 @@ class Softmax:
         return jnp.sum(jnp.where(missing, jnp.inf, terms), axis=-1)
 
     def top(self) -> Array:
-        """The likeliest class, the first one of equals; -1 if none (nan)."""
+        """The likeliest class, the first one of equals; -1 in a row that is nan."""
+        undefined = jnp.isnan(self.log_total[:, 0])  # a maximum may pass over a nan
+        return jnp.where(undefined, -1, self._largest_at())
+
+    def _largest_at(self) -> Array:
         if self.groups is None:
             return _first(self.logits == self.largest)
         # Only the first group with the largest is looked at again.
@@ -122,8 +126,7 @@ class Softmax:
         group = _first(self.groups == self.largest)
         by_group = self.logits.reshape(*self.groups.shape, size)
         found = jnp.take_along_axis(by_group, group[:, None, None], axis=1)[:, 0]
-        index = group * size + _first(found == self.largest)
-        return jnp.where(group < 0, -1, index)
+        return group * size + _first(found == self.largest)
 
 
 def _group_maxima(logits: Block) -> Array | None:
