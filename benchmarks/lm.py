@@ -33,6 +33,8 @@ from distilljax.workdir import machine, today, versions
 HERE = Path(__file__).resolve().parent
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TORCH = ("torch_compile", "liger", "pytorch", "trl_gkd")
+FEW = ("plain", "ours", "liger", "pytorch")
+"""Those that are compared in more than one setting."""
 
 
 def commands(shape: str, weights: Path, args: Any) -> dict[str, list[str]]:
@@ -57,15 +59,19 @@ def environment() -> dict[str, str]:
     return settings | {"PYTHONPATH": path}
 
 
-def compare(shape: str, env: dict[str, str], args: Any) -> dict[str, Any]:
-    """All variants of a shape, with one setting of the allocator."""
+def compare(
+    shape: str, env: dict[str, str], args: Any, names: Any = None
+) -> dict[str, Any]:
+    """Variants of a shape, by name or all, with one setting of the allocator."""
     workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.npz"
         lm_steps.export(shape, weights)
         try:
             for name, command in commands(shape, weights, args).items():
-                print(f"{shape}: {name}", file=sys.stderr, flush=True)
+                if names is not None and name not in names:
+                    continue
+                print(f"{shape} {env}: {name}", file=sys.stderr, flush=True)
                 workers[name] = Worker(command, environment() | env)
             for _ in range(args.rounds + 1):
                 for worker in workers.values():
@@ -143,9 +149,9 @@ def measure(args: Any) -> dict[str, Any]:
     found["exact"] = {shape: exact(shape) for shape in lm_steps.SHAPES}
     found["vocabulary"] = {
         "stock": compare("vocabulary", {}, args),
-        "huge_pages": compare("vocabulary", HUGE_PAGES, args),
+        "huge_pages": compare("vocabulary", HUGE_PAGES, args, FEW),
     }
-    found["body"] = {"stock": compare("body", {}, args)}
+    found["body"] = {"stock": compare("body", {}, args, FEW)}
     found["loading"] = lm_whole.loading({**os.environ, **environment()})
     found["whole_run"] = lm_whole.whole_run(args.steps, 3)
     found["load_average"] = {"before": before, "after": os.getloadavg()}
