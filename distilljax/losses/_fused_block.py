@@ -7,6 +7,7 @@ have closed forms that touch the block less often.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -83,9 +84,7 @@ class Softmax:
 
     def __init__(self, logits: Block, temperature: Any = None):
         self.logits = logits
-        self.groups = _group_maxima(logits)
-        wide = logits if self.groups is None else self.groups
-        self.largest = jax.lax.stop_gradient(wide.max(axis=-1, keepdims=True))
+        self.largest, self.largest_at = jax.lax.stop_gradient(_largest(logits))
         shifted = logits - self.largest
         self.shifted = shifted if temperature is None else shifted / temperature
         self.exps = jnp.exp(self.shifted)
@@ -116,27 +115,37 @@ class Softmax:
     def top(self) -> Array:
         """The likeliest class, the first one of equals; -1 in a row that is nan."""
         undefined = jnp.isnan(self.log_total[:, 0])  # a maximum may pass over a nan
-        return jnp.where(undefined, -1, self._largest_at())
-
-    def _largest_at(self) -> Array:
-        if self.groups is None:
-            return _first(self.logits == self.largest)
-        # Only the first group with the largest is looked at again.
-        size = self.logits.shape[1] // self.groups.shape[1]
-        group = _first(self.groups == self.largest)
-        by_group = self.logits.reshape(*self.groups.shape, size)
-        found = jnp.take_along_axis(by_group, group[:, None, None], axis=1)[:, 0]
-        return group * size + _first(found == self.largest)
+        return jnp.where(undefined, -1, self.largest_at)
 
 
-def _group_maxima(logits: Block) -> Array | None:
-    """The largest of each group of classes; None where they make no equal groups."""
+def _largest(logits: Block) -> tuple[Float[Array, "rows 1"], Array]:
+    """The largest of each row, and the first class that has it.
+
+    On a CPU by groups of classes, which takes one pass over the logits, not three.
+    Elsewhere a group would not lie as the logits do.
+    """
     size = math.gcd(logits.shape[1], _GROUP)
     if size < _GROUP // 8 or has_split_classes():
-        return None
-    maxima = logits.reshape(logits.shape[0], -1, size).max(axis=-1)
+        return _largest_of_all(logits)
+    by_groups = functools.partial(_largest_by_groups, size)
+    return jax.lax.platform_dependent(logits, cpu=by_groups, default=_largest_of_all)
+
+
+def _largest_of_all(logits: Block) -> tuple[Float[Array, "rows 1"], Array]:
+    largest = logits.max(axis=-1, keepdims=True)
+    return largest, _first(logits == largest)
+
+
+def _largest_by_groups(
+    size: int, logits: Block
+) -> tuple[Float[Array, "rows 1"], Array]:
+    by_group = logits.reshape(logits.shape[0], -1, size)
     # Held, or the compiler would take the maximum of the row from the logits again.
-    return jax.lax.optimization_barrier(maxima)
+    maxima = jax.lax.optimization_barrier(by_group.max(axis=-1))
+    largest = maxima.max(axis=-1, keepdims=True)
+    group = _first(maxima == largest)
+    found = jnp.take_along_axis(by_group, group[:, None, None], axis=1)[:, 0]
+    return largest, group * size + _first(found == largest)
 
 
 def _first(at: Bool[Array, "rows columns"]) -> Array:
