@@ -184,8 +184,8 @@ def _flops(jaxpr: Any) -> int:
             continue
         inner = [x for x in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(x)]
         found = [_flops(getattr(x, "jaxpr", x)) for x in inner]
-        if equation.primitive.name == "cond":  # one for each kind of device
-            total += max(found)
+        if equation.primitive.name == "cond":  # a kind of device each, others last
+            total += found[-1]
         else:
             total += params.get("length", 1) * sum(found)
     return total
