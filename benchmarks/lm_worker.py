@@ -55,10 +55,8 @@ def serve(make: Callable[[], tuple[Callable[[], float], dict[str, Any]]]) -> Non
         print(json.dumps(found), flush=True)
         if not started:  # the first step compiles
             started = True
-            between = size_of_process("VmRSS")
             forget_peak()
-    peak = size_of_process("VmHWM")
-    sizes = {"peak_bytes": peak - level, "step_peak_bytes": peak - between}
+    sizes = {"peak_bytes": size_of_process("VmHWM") - level}
     print(json.dumps(sizes), flush=True)
 
 
