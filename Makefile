@@ -50,9 +50,10 @@ proofs: $(VENV)/.demo-installed  ## Rerun the published experiments (hours, and 
 	scripts/fetch_assets.sh assets
 	$(BIN)/python benchmarks/proofs.py
 
-bench: $(VENV)/.demo-installed  ## Time the step and the fused loss against plain JAX
+bench: $(VENV)/.test-installed  ## Time the step and the fused loss against plain JAX
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/lm.py
 
 parity: $(VENV)/.demo-installed  ## Compare the losses with those of torch, torchdistill and TRL
 	$(BIN)/python benchmarks/parity.py --env $(VENV)-peers

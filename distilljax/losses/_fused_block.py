@@ -7,7 +7,9 @@ have closed forms that touch the block less often.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +20,15 @@ from jaxtyping import Array, Bool, Float
 
 from distilljax.losses import _numerics as numerics
 from distilljax.losses._cross_entropy import cross_entropy
+from distilljax.losses._fused_mesh import has_split_classes
 from distilljax.losses._kl import forward_kl
 from distilljax.losses._sparse import SparseLogits
 
 Block = Float[Array, "rows classes"]
 Values = dict[str, Float[Array, "rows"]]
+
+# Classes of a group whose largest logit is kept.
+_GROUP = 256
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,13 @@ def evaluate(
 
     Args:
       losses: What to compute.
-      z: Student's logits.
-      v: Teacher's logits, or a signal that the divergence knows; None for none.
+      z: Student's logits; where the mask is false, of zero hidden states.
+      v: Teacher's logits, the same, or a signal that the divergence knows, or None.
       row: `mask` [rows], and `labels` [rows] if there are any.
       scalars: `temperature`, `label_smoothing`, and `kd_weight` and `ce_weight` as far
         as they are in the sum: what is not cannot make it nan.
     """
     mask = row["mask"]
-    z = numerics.zero_masked(z, mask, trailing=1)
     own = Softmax(z)
     values: Values = {"student_entropy": own.entropy()}
     slope = jnp.zeros_like(z)
@@ -75,15 +80,20 @@ def evaluate(
 
 
 class Softmax:
-    """softmax(logits / T), from the logits and two numbers for each row."""
+    """softmax(logits / T): the exponentials, once, and two numbers for each row."""
 
     def __init__(self, logits: Block, temperature: Any = None):
         self.logits = logits
-        self.largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+        self.largest, self.largest_at = jax.lax.stop_gradient(_largest(logits))
         shifted = logits - self.largest
         self.shifted = shifted if temperature is None else shifted / temperature
-        total = jnp.sum(jnp.exp(self.shifted), axis=-1, keepdims=True)
-        self.log_total = jnp.log(total)
+        self.exps = jnp.exp(self.shifted)
+        self.total = jnp.sum(self.exps, axis=-1, keepdims=True)
+        self.log_total = jnp.log(self.total)
+
+    def probs(self) -> Block:
+        """The probabilities."""
+        return self.exps * (1 / self.total)
 
     def log_probs(self) -> Block:
         """Logarithms of the probabilities."""
@@ -91,19 +101,60 @@ class Softmax:
 
     def entropy(self) -> Float[Array, "rows"]:
         """Entropy in nats; a class at -inf counts 0."""
-        terms = jnp.exp(self.log_probs()) * numerics.floored(self.shifted)
-        return self.log_total[:, 0] - jnp.sum(terms, axis=-1)
+        mean = jnp.sum(self.exps * numerics.floored(self.shifted), axis=-1)
+        return self.log_total[:, 0] - mean / self.total[:, 0]
+
+    def kl_to(self, other: Softmax) -> Float[Array, "rows"]:
+        """KL(self || other), as `numerics.kl` has it: +inf where only other is zero."""
+        log_a, log_b = self.log_probs(), other.log_probs()
+        gap = numerics.log_ratio(log_a, log_b)
+        terms = numerics.bregman_terms(self.probs(), other.probs(), gap)
+        missing = numerics.is_zero(log_b) & ~numerics.is_zero(log_a)
+        return jnp.sum(jnp.where(missing, jnp.inf, terms), axis=-1)
 
     def top(self) -> Array:
-        """The likeliest class, the first one of equals; -1 if none (nan)."""
-        # In floating point, because the minimum of integers is ten times slower.
-        classes = self.logits.shape[-1]
-        wide = jnp.float32 if classes < 2**24 else jnp.float64
-        index = jax.lax.broadcasted_iota(wide, self.logits.shape, 1)
-        at_top = self.logits == self.largest
-        first = jnp.min(jnp.where(at_top, index, jnp.inf), axis=-1)
-        found = jnp.isfinite(first)
-        return jnp.where(found, first, -1.0).astype(jnp.int32)
+        """The likeliest class, the first one of equals; -1 in a row that is nan."""
+        undefined = jnp.isnan(self.log_total[:, 0])  # a maximum may pass over a nan
+        return jnp.where(undefined, -1, self.largest_at)
+
+
+def _largest(logits: Block) -> tuple[Float[Array, "rows 1"], Array]:
+    """The largest of each row, and the first class that has it.
+
+    On a CPU by groups of classes, which takes one pass over the logits, not three.
+    Elsewhere a group would not lie as the logits do.
+    """
+    size = math.gcd(logits.shape[1], _GROUP)
+    if size < _GROUP // 8 or has_split_classes():
+        return _largest_of_all(logits)
+    by_groups = functools.partial(_largest_by_groups, size)
+    return jax.lax.platform_dependent(logits, cpu=by_groups, default=_largest_of_all)
+
+
+def _largest_of_all(logits: Block) -> tuple[Float[Array, "rows 1"], Array]:
+    largest = logits.max(axis=-1, keepdims=True)
+    return largest, _first(logits == largest)
+
+
+def _largest_by_groups(
+    size: int, logits: Block
+) -> tuple[Float[Array, "rows 1"], Array]:
+    by_group = logits.reshape(logits.shape[0], -1, size)
+    # Held, or the compiler would take the maximum of the row from the logits again.
+    maxima = jax.lax.optimization_barrier(by_group.max(axis=-1))
+    largest = maxima.max(axis=-1, keepdims=True)
+    group = _first(maxima == largest)
+    found = jnp.take_along_axis(by_group, group[:, None, None], axis=1)[:, 0]
+    return largest, group * size + _first(found == largest)
+
+
+def _first(at: Bool[Array, "rows columns"]) -> Array:
+    """The first column where it is true; -1 if nowhere."""
+    # In floating point, because the minimum of integers is ten times slower.
+    wide = jnp.float32 if at.shape[-1] < 2**24 else jnp.float64
+    index = jax.lax.broadcasted_iota(wide, at.shape, 1)
+    first = jnp.min(jnp.where(at, index, jnp.inf), axis=-1)
+    return jnp.where(jnp.isfinite(first), first, -1.0).astype(jnp.int32)
 
 
 def _divergence(
@@ -120,24 +171,22 @@ def _divergence(
     if not isinstance(v, jax.Array):
         kd, slope = _differentiate(losses.divergence, z, v, temperature, row)
         return kd, slope, _sparse_metrics(z, v, own, mask)
-    v = numerics.zero_masked(v.astype(z.dtype), mask, trailing=1)
+    v = v.astype(z.dtype)
     teacher = Softmax(v)
     metrics = {
         "teacher_entropy": teacher.entropy(),
         "agreement": (own.top() == teacher.top()).astype(z.dtype),
     }
+    kl = teacher.kl_to(own)
+    metrics["kl"] = kl
     if losses.divergence is not forward_kl:
-        metrics["kl"] = numerics.kl(teacher.log_probs(), own.log_probs())
         kd, slope = _differentiate(losses.divergence, z, v, temperature, row)
         return kd, slope, metrics
-    kl = numerics.kl(teacher.log_probs(), own.log_probs())
     if not losses.tempered:
-        slope = jnp.exp(own.log_probs()) - jnp.exp(teacher.log_probs())
-        return kl, slope, metrics | {"kl": kl}
-    log_q = Softmax(z, temperature).log_probs()
-    log_p = Softmax(v, temperature).log_probs()
-    slope = (jnp.exp(log_q) - jnp.exp(log_p)) / temperature
-    return numerics.kl(log_p, log_q), slope, metrics | {"kl": kl}
+        return kl, own.probs() - teacher.probs(), metrics
+    soft, softer = Softmax(z, temperature), Softmax(v, temperature)
+    slope = (soft.probs() - softer.probs()) / temperature
+    return softer.kl_to(soft), slope, metrics
 
 
 def _sparse_metrics(z: Block, v: Any, own: Softmax, mask: Array) -> Values:
@@ -198,5 +247,5 @@ def _labelled(
     poison = jnp.where(valid, 1.0, jnp.nan).astype(z.dtype)
     at_label = jnp.sum(jnp.where(hit, own.shifted, 0.0), axis=-1)
     values = (own.log_total[:, 0] - at_label) * poison
-    slope = jnp.exp(own.log_probs()) - hit.astype(z.dtype)
+    slope = own.probs() - hit.astype(z.dtype)
     return values, slope * poison[:, None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,12 +35,14 @@ class Pass:
       num_classes: How many classes are real.
       chunk: How many positions a block has at most; None for the default.
       products: How kernels are multiplied.
+      tied: Whether the student's kernel is the transpose of what is in memory.
     """
 
     losses: Losses
     num_classes: int
     chunk: int | None
     products: Products
+    tied: bool = False
 
 
 def total_and_values(
@@ -156,6 +159,8 @@ def _signal_of(
         signal = numerics.zero_masked(signal, row["mask"], trailing=1)
         signal = plan.products.to_logits(signal, teacher.kernel)
         signal = finish(signal, teacher.bias, teacher.scale, teacher.softcap)
+    elif isinstance(signal, jax.Array):
+        signal = numerics.zero_masked(signal, row["mask"], trailing=1)
     return row, _real(plan, signal) if isinstance(signal, jax.Array) else signal
 
 
@@ -192,7 +197,9 @@ def run_chunks(
     num_rows = hidden.shape[0]
     most = plan.chunk or default_chunk(params["kernel"].shape[0], num_rows)
     size = chunk_size(num_rows, most)
-    rest = {key: x for key, x in params.items() if key != "hidden"}
+    own = _where_it_lies(params["kernel"], plan.tied)
+    rest = {key: params[key] for key in ("bias", "scale", "softcap")}
+    theirs = teacher and _where_it_lies(teacher.kernel, teacher.tied)
 
     def chunk(index: Any) -> Any:
         start = jnp.minimum(index * size, num_rows - size)
@@ -200,9 +207,9 @@ def run_chunks(
         fresh = start + jnp.arange(size) >= index * size
         row["mask"] &= fresh
         part = take_rows(hidden, start, size)
-        return start, one_chunk(
-            plan, part, rest, teacher, row, scalars | others, wanted
-        )
+        head = {"kernel": own(), **rest}
+        other = replace(teacher, kernel=theirs()) if teacher and theirs else None
+        return start, one_chunk(plan, part, head, other, row, scalars | others, wanted)
 
     def body(totals: Any, index: Any) -> Any:
         start, (values, by_row, summed) = chunk(index)
@@ -221,6 +228,18 @@ def run_chunks(
     num_chunks = -(-num_rows // size)
     (values, by_row, summed), _ = jax.lax.scan(body, zeros, jnp.arange(num_chunks))
     return values, by_row | summed
+
+
+def _where_it_lies(kernel: Array, tied: bool) -> Callable[[], Array]:
+    """A kernel [width, classes] for use in a loop.
+
+    Tied to an embedding it is transposed in there: the product then reads the embedding
+    as it lies, where a loop over the transpose would begin with a copy of it.
+    """
+    if not tied:
+        return lambda: kernel
+    stored = kernel.T
+    return lambda: stored.T
 
 
 def _rows_like(x: Any, num_rows: int) -> Array:

@@ -45,6 +45,9 @@ class LinearHead:
       softcap: A positive scalar that bounds the logits (Gemma), or None for no bound.
       scale: A scalar that multiplies the logits (Cohere, Granite); applied before the
         soft-cap.
+      tied: Whether ``kernel`` is the transpose of an array, as ``embedding.T`` is. The
+        results are the same; a loop over positions then reads the array itself, and
+        makes no transposed copy of it first.
 
     Returns:
       A pytree, so that a head may be an argument or a result of compiled functions.
@@ -70,6 +73,7 @@ class LinearHead:
     bias: Any = None
     softcap: Any = None
     scale: Any = 1.0
+    tied: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -205,7 +209,7 @@ def chunk_size(num_rows: int, most: int) -> int:
 
 
 # Products of fewer rows are slower, on a CPU by a third.
-_FEW_ROWS = 192
+_FEW_ROWS = 128
 
 
 def is_one_block(width: int, num_rows: int) -> bool:
@@ -218,7 +222,7 @@ def is_one_block(width: int, num_rows: int) -> bool:
 
 
 def default_chunk(width: int, num_rows: int) -> int:
-    """Positions in a chunk: a quarter of the student's width, and at least 192.
+    """Positions in a chunk: a quarter of the student's width, and at least 128.
 
     A chunk costs its logits in memory, and once more the traffic of adding its part of
     the kernel's gradient to the rest: for classes V and a width W, 12 W V bytes in

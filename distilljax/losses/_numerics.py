@@ -150,11 +150,17 @@ def bregman_sum(
     costs only its product with the gap. Where the gap is small, gap + exp(-gap) - 1 is
     its series: nearly equal numbers are never subtracted.
     """
+    return jnp.sum(bregman_terms(a, b, gap), axis=-1)
+
+
+def bregman_terms(
+    a: Float[Array, "*b c"], b: Float[Array, "*b c"], gap: Float[Array, "*b c"]
+) -> Float[Array, "*b c"]:
+    """The terms of `bregman_sum`."""
     near = jnp.abs(gap) < 0.5
     # Both branches are differentiated: the one not taken must stay finite.
     small = jnp.where(near, gap, jnp.zeros((), gap.dtype))
-    terms = jnp.where(near, a * _exp_remainder(small), a * gap - a + b)
-    return jnp.sum(terms, axis=-1)
+    return jnp.where(near, a * _exp_remainder(small), a * gap - a + b)
 
 
 def _exp_remainder(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -98,10 +98,23 @@ def _forward(
 
     num_blocks = _num_blocks(q, spec)
     if num_blocks == 1:
-        out, log_total = row(0)
+        out, log_total = _one_block(spec, q, k, v, segments)
     else:
         out, log_total = (_join(x, 3) for x in jax.lax.map(row, jnp.arange(num_blocks)))
     return out, (q, k, v, segments, out, log_total)
+
+
+def _one_block(
+    spec: Spec, q: Array, k: Array, v: Array, segments: Any
+) -> tuple[Array, Array]:
+    """As a row of blocks, of which there is one: nothing runs along."""
+    scores, keep = _scores(spec, q, k, 0, 0, segments)
+    scores = jnp.where(keep, scores, MASKED)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = _product("bkgqs,bksh->bkgqh", weights, v) / total
+    return out.astype(q.dtype), (top + jnp.log(total))[..., 0]
 
 
 def _backward(spec: Spec, residuals: Any, d_out: Array) -> tuple[Any, ...]:
@@ -190,12 +203,16 @@ def _product(equation: str, a: Array, b: Array) -> Array:
 
 
 def _block(x: Array, i: Any, spec: Spec, axis: int = -2) -> Array:
+    if x.shape[axis] == spec.block:
+        return x
     start = i * spec.block
     return jax.lax.dynamic_slice_in_dim(x, start, spec.block, axis=axis % x.ndim)
 
 
 def _add(x: Array, part: Array, j: Any, spec: Spec) -> Array:
     """Add to the block `j` of the axis of time."""
+    if x.shape[2] == spec.block:
+        return x + part
     block = _block(x, j, spec) + part
     return jax.lax.dynamic_update_slice_in_dim(x, block, j * spec.block, axis=2)
 

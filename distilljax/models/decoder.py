@@ -210,17 +210,15 @@ class Decoder(nnx.Module):
         x_btd = as_batch(x_btd * jnp.asarray(config.embed_scale, dtype))
         if positions_bt is None:
             positions_bt = jnp.arange(tokens_bt.shape[1])[None]
-        turns = config.rope.turns(config.head_dim, positions_bt)
-        nearby = config.local_rope
-        turns = (
-            turns,
-            nearby.turns(config.head_dim, positions_bt) if nearby else turns,
-        )
+        ropes = (config.rope, config.local_rope or config.rope)
+        turns = tuple(rope.turns(config.head_dim, positions_bt) for rope in ropes)
         x_btd = self._run(x_btd, turns, segment_ids_bt)
         kernel_dv = embedding_vd.T if self.head is None else self.head.kernel[...]
-        hidden_btd = self.final_norm(x_btd)
         head = LinearHead(
-            hidden_btd, kernel_dv.astype(dtype), softcap=config.logit_softcap
+            self.final_norm(x_btd),
+            kernel_dv.astype(dtype),
+            softcap=config.logit_softcap,
+            tied=self.head is None,
         )
         return Outputs(logits=head)
 
