@@ -63,6 +63,12 @@ class Teacher:
         one = as_one_teacher(as_teacher(self.apply(state, batch)))
         return None if one is None else one.logits
 
+    def num_classes(self, batch: Any) -> int | None:
+        """How many classes it knows, found without compute; None without logits."""
+        with inputs_in_errors("teacher", batch):
+            found = jax.eval_shape(self.logits, self.state, batch)
+        return None if found is None else found.shape[-1]
+
     @classmethod
     def load(cls, config: Config, mesh: Mesh) -> Teacher:
         """Build it with the config's own call, onto the mesh."""
@@ -199,11 +205,9 @@ class Student:
             )
         if self.teacher is None:
             return
-        with inputs_in_errors("teacher", batch):
-            v = jax.eval_shape(self.teacher.logits, self.teacher.state, batch)
-        known = (
-            None if v is None else min(v.shape[-1], self.real_classes or v.shape[-1])
-        )
+        known = self.teacher.num_classes(batch)
+        if known is not None:
+            known = min(known, self.real_classes or known)
         if known not in (None, num_classes):
             fail(
                 "train",

@@ -85,7 +85,8 @@ class Programs:
     def student(self, config: Config, mesh: Mesh) -> Student:
         """The structure of the student, and its evaluation."""
         teacher = self.teacher(config, mesh)
-        key = key_of("student", config, STUDENT_PARTS)
+        real_classes = getattr(config.objective, "num_classes", None)
+        key = f"{key_of('student', config, STUDENT_PARTS)} {real_classes}"
         return self._once(key, lambda: Student(config, teacher, mesh))
 
     def training(self, config: Config, mesh: Mesh) -> Training:

@@ -29,6 +29,7 @@ from distilljax.metrics import (
 )
 from distilljax.programs import Programs, batch_shapes
 from distilljax.sharding import batch_sharding
+from distilljax.vocabulary import one_vocabulary
 from distilljax.workdir import machine, read_json, today, versions
 
 # What the validation split is measured by, and which value is the best; the last two
@@ -57,11 +58,12 @@ class Run:
         mesh: Mesh,
         arm: str,
     ):
-        self.config, self.saved, self.workdir, self.arm = config, saved, workdir, arm
+        self.saved, self.workdir, self.arm = saved, workdir, arm
         self.programs = programs
         self.started = time.perf_counter()
         self.seconds_before = 0.0
-        self.source = self.open(config.data)
+        self.source = programs.source(config.data, config.loader)
+        self.config = config = one_vocabulary(config, programs, mesh, self.source)
         self.teacher = programs.teacher(config, mesh)
         self.student = programs.student(config, mesh)
         self.reader = this_process(batch_sharding(mesh))

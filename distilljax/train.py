@@ -21,6 +21,7 @@ from distilljax.metrics import Window, tokens_of
 from distilljax.programs import Programs, check_sizes
 from distilljax.run import SELECTABLE, Run
 from distilljax.sharding import batch_sharding, mesh_from_string
+from distilljax.vocabulary import one_vocabulary
 from distilljax.workdir import check_same_student, claim, placed
 
 
@@ -184,10 +185,11 @@ def evaluate(
     check_same_student(Path(workdir), to_json(config))
     programs = programs or Programs()
     with jax.set_mesh(mesh):
+        source = programs.source(part, config.loader)
+        config = one_vocabulary(config, programs, mesh, source)
         student = programs.student(config, mesh)
         field = "params" if config.ema_decay is None else "ema"
         like = placed(student.arrays(field), mesh, config.student_rules)
         found = Checkpoints(root, read_only=True).restore_student(best[0], like)
-        source = programs.source(part, config.loader)
         measured, _ = student.measure(config, found[field], found["rest"], source)
     return {"step": best[0], "split": split, **measured}

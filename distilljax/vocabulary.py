@@ -1,0 +1,143 @@
+"""Whether data, teacher and student of a run mean the same by a token.
+
+Equal sizes are no equal vocabulary, and unequal ones are often the same, padded: so the
+tokens themselves are compared, wherever a model's files have them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from distilljax._checks import fail
+from distilljax.config import Config
+from distilljax.data.text import GgufTokenizer, Tokenizer, TokenizerJson
+from distilljax.programs import Programs
+from distilljax.students import Pretrained
+
+
+def one_vocabulary(
+    config: Config, programs: Programs, mesh: Mesh, source: Any
+) -> Config:
+    """The config for models whose classes are the tokens of a source.
+
+    Where it is changed, a note on stderr says so.
+
+    Args:
+      config: The config.
+      programs: What is compiled or loaded for it.
+      mesh: Its devices.
+      source: Of text; any other source changes nothing.
+
+    Returns:
+      The config, as `aligned` returns it.
+
+    Raises:
+      ValueError: As `check_tokenizers`.
+    """
+    tokenizer = getattr(source, "tokenizer", None)
+    if tokenizer is None or len(source) == 0:
+        return config
+    check_tokenizers(config, tokenizer)
+    teacher, student = programs.teacher(config, mesh), programs.student(config, mesh)
+    if teacher is None:
+        return config
+    batch = next(config.loader.eval_batches(source, batch_size=1))
+    sizes = student.num_classes(batch), teacher.num_classes(batch)
+    config, said = aligned(config, tokenizer, *sizes)
+    if said and jax.process_index() == 0:
+        print(f"note: {said}", file=sys.stderr, flush=True)
+    return config
+
+
+def check_tokenizers(config: Config, tokenizer: Tokenizer) -> None:
+    """The tokens of the data are those of every model that is loaded from files.
+
+    A model whose folder has no tokenizer.json, as one on the hub before it is fetched,
+    is believed.
+
+    Args:
+      config: Its teacher and student are searched for `Pretrained`.
+      tokenizer: That of the data.
+
+    Raises:
+      ValueError: A token has another meaning; names the first one.
+    """
+    models = _pretrained((config.teacher, config.student))
+    for path in sorted({model.path_or_id for model in models}):
+        own = _tokenizer_of(Path(path))
+        if own is None:
+            continue
+        shared = min(own.vocab_size, tokenizer.vocab_size)
+        different = [i for i in range(shared) if own.token(i) != tokenizer.token(i)]
+        if different:
+            first = different[0]
+            fail(
+                "train",
+                "the tokenizer of the data",
+                f"be that of {path}",
+                f"{len(different):,} of {shared:,} tokens that differ; token {first} "
+                f"is {tokenizer.token(first)!r}, and {own.token(first)!r} there",
+                "Name the model's own tokenizer in the config's data.",
+            )
+
+
+def _pretrained(part: Any) -> Iterator[Pretrained]:
+    """All files that parts of a config name."""
+    if isinstance(part, Pretrained):
+        yield part
+    elif isinstance(part, Mapping):
+        yield from _pretrained(tuple(part.values()))
+    elif isinstance(part, tuple | list):
+        for inner in part:
+            yield from _pretrained(inner)
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        for field in dataclasses.fields(part):
+            yield from _pretrained(getattr(part, field.name))
+
+
+def _tokenizer_of(path: Path) -> Tokenizer | None:
+    if path.suffix == ".gguf":
+        return GgufTokenizer(str(path))()
+    if (path / "tokenizer.json").is_file():
+        return TokenizerJson(str(path))()
+    return None
+
+
+def aligned(
+    config: Config, tokenizer: Tokenizer, student: int | None, teacher: int | None
+) -> tuple[Config, str | None]:
+    """The config whose objective leaves out what is padding in one of the models.
+
+    Models of one family pad their vocabularies to different sizes (Qwen2.5: 151,936 and
+    152,064 for 151,665 tokens): the distribution is that over the tokens themselves.
+
+    Args:
+      config: The config.
+      tokenizer: That of the data, whose tokens both models know.
+      student: Classes of the student; None if it has no logits.
+      teacher: Classes of the teacher; None if there is none, or it has no logits.
+
+    Returns:
+      The config, and a sentence for the log if it is another one.
+    """
+    objective = config.objective
+    if student == teacher or student is None or teacher is None:
+        return config, None
+    if getattr(objective, "num_classes", 0) is not None:
+        return config, None  # it has been said, or cannot be
+    size = tokenizer.vocab_size
+    if size > min(student, teacher):
+        return config, None  # no padding: refused elsewhere
+    said = (
+        f"the student has {student:,} classes and the teacher {teacher:,}: the loss is "
+        f"over the {size:,} tokens of the tokenizer, and the others are padding"
+    )
+    return replace(config, objective=replace(objective, num_classes=size)), said
