@@ -88,7 +88,7 @@ def _probed(students: Sequence[dict[str, Any]]) -> list[Metric]:
         for name, value in found.items()
         if isinstance(value, int | float)
     }
-    return [Metric(f"probes.{p}.{n}", f"{p}: {n}", "", True) for p, n in names]
+    return [Metric(f"probes.{p}.{n}", f"{p} {n}", "", True) for p, n in names]
 
 
 @dataclass(frozen=True)
