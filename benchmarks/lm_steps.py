@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from distilljax import make_distill_step, objectives
+from distilljax.evaluation.flops import count_flops
 from distilljax.models import Decoder, DecoderConfig
 
 SHAPES = {
@@ -168,28 +169,4 @@ def temp_bytes(name: str, shape: str) -> int:
 def product_flops(name: str, shape: str) -> int:
     """Of all matrix products of a step, two for each multiplication and addition."""
     step, state, frozen = STEPS[name](shape)
-    jaxpr = jax.make_jaxpr(step)(state, frozen, batch_of(shape))
-    return _flops(jaxpr.jaxpr)
-
-
-def _flops(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        params = equation.params
-        if equation.primitive.name == "dot_general":
-            (summed, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            size = np.prod([left[axis] for axis in summed])
-            total += 2 * int(size * np.prod(equation.outvars[0].aval.shape))
-            continue
-        inner = [x for x in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(x)]
-        found = [_flops(getattr(x, "jaxpr", x)) for x in inner]
-        if equation.primitive.name == "cond":  # a kind of device each, others last
-            total += found[-1]
-        else:
-            total += params.get("length", 1) * sum(found)
-    return total
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    return count_flops(step, state, frozen, batch_of(shape))

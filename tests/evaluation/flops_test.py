@@ -50,3 +50,11 @@ def test_of_two_branches_the_dearest_counts_and_jit_changes_nothing():
         return jax.lax.cond(x[0, 0] > 0, one, three, x)
 
     assert count_flops(jax.jit(either), X) == 3 * 2 * (2 * 2 * 8)
+
+
+def test_of_branches_by_kind_of_device_the_one_for_any_counts():
+    def by_device(x):
+        kinds = {"tpu": lambda x: x @ x.T @ x @ x.T, "default": lambda x: x @ x.T}
+        return jax.lax.platform_dependent(x, **kinds)
+
+    assert count_flops(by_device, X) == 2 * (2 * 2 * 8)
