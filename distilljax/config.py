@@ -136,6 +136,11 @@ class Config:
             check_count("Config", name, getattr(self, name))
         for name in ("objective", "optimizer", "loader"):
             check_instance("Config", name, getattr(self, name))
+        for name in ("other_tests", "probes"):
+            parts = getattr(self, name)
+            if parts is not None:
+                remedy = 'Write {"name": ...}.'
+                check_type("Config", name, parts, Mapping, remedy)
         for name, choices in (
             ("select_mode", (None, "max", "min")),
             ("compute_dtype", ("float32", "bfloat16")),

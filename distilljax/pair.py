@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distilljax._capture import teacher_with_features
-from distilljax._checks import fail, inputs_in_errors
+from distilljax._checks import check_type, fail, inputs_in_errors
 from distilljax._functional import (
     default_forward,
     default_teacher_forward,
@@ -215,7 +215,8 @@ class Student:
                 f"have the student's classes, {num_classes}",
                 known,
                 f"Change the student of {config.name!r}, or name another teacher with "
-                "--teacher.workdir.",
+                "--teacher.workdir. If the last classes of one are padding, say how "
+                "many are none: LogitKD(num_classes=...).",
             )
 
     def arrays(self, field: str) -> dict[str, Any]:
@@ -348,7 +349,20 @@ def _with_text(found: Evaluation, source: Source) -> dict[str, Any]:
 
 
 def _probed(probes: Any, model: nnx.Module, forward: Any) -> dict[str, Any]:
-    return {name: probe(model, forward) for name, probe in probes.items()}
+    found = {}
+    for name, probe in probes.items():
+        try:
+            found[name] = probe(model, forward)
+            returned = f"what the probe {name!r} returns"
+            check_type("train", returned, found[name], Mapping, "Name the numbers.")
+            json.dumps(found[name])
+        except Exception as error:
+            error.add_note(
+                f"This came from the probe {name!r}. The checkpoints are whole: the "
+                "same command measures again, and does not train."
+            )
+            raise
+    return found
 
 
 def _is_number(x: Any) -> bool:

@@ -60,8 +60,9 @@ def one_vocabulary(
 def check_tokenizers(config: Config, tokenizer: Tokenizer) -> None:
     """The tokens of the data are those of every model that is loaded from files.
 
-    A model whose folder has no tokenizer.json, as one on the hub before it is fetched,
-    is believed.
+    A model is believed where there is nothing to compare: no tokenizer.json in its
+    folder, as that of the hub before it is fetched, or none in a GGUF file that can be
+    read.
 
     Args:
       config: Its teacher and student are searched for `Pretrained`.
@@ -105,7 +106,10 @@ def _pretrained(part: Any) -> Iterator[Pretrained]:
 
 def _tokenizer_of(path: Path) -> Tokenizer | None:
     if path.suffix == ".gguf":
-        return GgufTokenizer(str(path))()
+        try:
+            return GgufTokenizer(str(path))()
+        except ValueError:
+            return None  # none that can be read: of SentencePiece, say
     if (path / "tokenizer.json").is_file():
         return TokenizerJson(str(path))()
     return None

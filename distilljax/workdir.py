@@ -204,7 +204,9 @@ def fingerprint(tree: Any) -> str:
 class TrainedRun:
     """The best student of a finished run, to be a teacher, or to be looked at.
 
-    It needs the folder alone, and of the saved config only what makes the model.
+    It needs the folder, and of the saved config only what makes the model. A student
+    that was made of another model (`students.KeptLayers`, say) reads that one's files
+    again, for its structure.
     """
 
     workdir: str

@@ -23,6 +23,7 @@ PACKAGE = REPOSITORY / "distilljax"
 # From the ground up. A part imports parts of the layers below its own.
 LAYERS = [
     {"typing", "_checks", "_functional"},
+    {"_hub"},
     {"losses"},
     {"terms", "state"},
     {"_objective", "_schedules"},
@@ -89,7 +90,7 @@ HEAVY = {
     "pyarrow": {"data.text"},
     "safetensors": {"models.pretrained"},
     "gguf": {"models.pretrained", "data.text"},
-    "huggingface_hub": {"models.pretrained"},
+    "huggingface_hub": {"_hub"},
     "qwix": {"students"},
 }
 

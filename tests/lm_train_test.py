@@ -143,3 +143,37 @@ def test_a_run_is_measured_as_a_language_model_and_reported(config, tmp_path):
     (line,) = written.headlines
     assert "too few for a claim. NLL" in line
     assert os.path.exists(written.figures[0])
+
+
+class Raises:
+    """A probe that cannot measure."""
+
+    def __call__(self, model, forward):
+        raise ArithmeticError("no such number")
+
+
+class NoNumbers(Raises):
+    def __call__(self, model, forward):
+        return 3.0
+
+
+@pytest.mark.slow
+def test_a_probe_that_fails_is_named_and_nothing_is_lost(config, tmp_path):
+    """What was trained is there, and the next attempt measures it."""
+    config = replace(config, steps=2, eval_every_steps=2, other_tests=None)
+    programs = Programs()
+    for probe, kind in ((Raises(), ArithmeticError), (NoNumbers(), TypeError)):
+        failing = replace(config, probes={"mine": probe})
+        with pytest.raises(kind) as caught:
+            train(failing, tmp_path, programs=programs)
+        assert "'mine'" in " ".join([str(caught.value), *caught.value.__notes__])
+    steps = (tmp_path / "metrics.jsonl").read_text().count('"train"')
+    results = train(config, tmp_path, programs=programs)
+    assert results["student"]["probes"]["samples"]
+    assert (tmp_path / "metrics.jsonl").read_text().count('"train"') == steps
+
+
+@pytest.mark.parametrize("field", ["probes", "other_tests"])
+def test_parts_without_names_are_refused_when_a_config_is_written(config, field):
+    with pytest.raises(TypeError, match=f"{field} must be"):
+        replace(config, **{field: [Raises()]})

@@ -17,6 +17,7 @@ from distilljax.data.text import ByteTokenizer, Packed, Texts, Tokenized, Tokeni
 from distilljax.sharding import mesh_from_string
 from distilljax.train import evaluate, train
 from distilljax.vocabulary import aligned, check_tokenizers
+from tests.data.text.gguf_test import write
 from tests.data.text.tiny import documents, train_tokenizer
 
 SHAPE = models.DecoderConfig(
@@ -77,6 +78,15 @@ def test_what_no_padding_explains_is_left_to_be_refused(config):
     assert aligned(labels, tokenizer, 264, 272) == (labels, None)
     with pytest.raises(ValueError, match="at most as many tokens as the model has"):
         train(replace(config, student=replace(SHAPE, vocab_size=200)), Path("nowhere"))
+
+
+def test_a_model_whose_tokenizer_cannot_be_read_is_believed(config, tmp_path):
+    """Of SentencePiece in a GGUF file, or none at all."""
+    path = write(tmp_path / "a.gguf", train_tokenizer(tmp_path), model="llama")
+    models.save_pretrained(SHAPE(nnx.Rngs(0)), tmp_path / "bare")
+    for source in (path, str(tmp_path / "bare")):
+        teacher = students.Pretrained(source)
+        check_tokenizers(replace(config, teacher=teacher), ByteTokenizer()())
 
 
 def folder_of(path: Path, **fields) -> students.Pretrained:

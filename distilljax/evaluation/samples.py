@@ -61,13 +61,22 @@ class Samples:
           forward: `(model, batch) -> Outputs | logits`; its batch has `tokens` alone.
         """
         tokenizer = self.tokenizer()
-        prompts = [encoded.ids for encoded in tokenizer.encode(self.prompts)]
+        before = np.array(tokenizer.prefix, np.int32)  # as a text of the data begins
+        prompts = [
+            np.concatenate([before, encoded.ids])
+            for encoded in tokenizer.encode(self.prompts)
+        ]
+        for prompt, ids in zip(self.prompts, prompts, strict=True):
+            if len(ids) == 0:
+                rule, remedy = "have tokens", "A model needs something to go on."
+                fail("Samples", "every prompt", rule, repr(prompt), remedy)
         lengths = np.array([len(ids) for ids in prompts], np.int32)
         tokens = np.zeros((len(prompts), lengths.max() + self.num_tokens), np.int32)
         for row, ids in zip(tokens, prompts, strict=True):
             row[: len(ids)] = ids
         graphdef, state = nnx.split(model)
-        write = jax.jit(functools.partial(self._write, graphdef, forward))
+        vocab_size = tokenizer.vocab_size
+        write = jax.jit(functools.partial(self._write, graphdef, forward, vocab_size))
         written = np.asarray(write(state, tokens, lengths))
         found = {}
         for prompt, row, length in zip(self.prompts, written, lengths, strict=True):
@@ -81,6 +90,7 @@ class Samples:
         self,
         graphdef: Any,
         forward: Any,
+        vocab_size: int,
         state: Any,
         tokens_bt: Int[Array, "batch time"],
         lengths_b: Int[Array, " batch"],
@@ -91,6 +101,10 @@ class Samples:
         def add(i: Array, tokens_bt: Array) -> Array:
             model = nnx.merge(graphdef, state, copy=True)
             logits: Any = as_outputs(forward(model, {"tokens": tokens_bt})).logits
+            if vocab_size > logits.shape[-1]:
+                rule = f"have at most the model's {logits.shape[-1]} tokens"
+                remedy = "Use the tokenizer of the model."
+                fail("Samples", "tokenizer", rule, vocab_size, remedy)
             last_b = lengths_b + i - 1
             z_bv = _at(logits, rows, last_b).astype(jnp.float32)
             if self.temperature == 0:

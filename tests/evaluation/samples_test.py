@@ -20,7 +20,7 @@ from distilljax.terms import Outputs
 class Letters:
     """Each letter from a to z is a token; z ends a text."""
 
-    eos_id = 25
+    eos_id, vocab_size, prefix = 25, 26, ()
 
     def encode(self, texts, *, with_starts=False):
         return [Encoded(np.array([ord(c) - 97 for c in t], np.int32)) for t in texts]
@@ -80,6 +80,48 @@ def test_a_temperature_draws_and_a_seed_repeats():
     assert written(temperature=9.0) == written(temperature=9.0)
     assert written(temperature=9.0) != written(temperature=9.0, seed=1)
     assert written(temperature=0.1, seed=1) == written()
+
+
+class Prefixed(Letters):
+    prefix = (3,)
+
+
+class Wide(Letters):
+    vocab_size = 27
+
+
+@dataclass(frozen=True)
+class Kind:
+    kind: type
+
+    def __call__(self):
+        return self.kind()
+
+
+class Count(nnx.Module):
+    """Says the letter of how many tokens came before."""
+
+    def __call__(self, tokens):
+        places = jnp.arange(tokens.shape[1])[None] + 0 * tokens
+        return 9.0 * jax.nn.one_hot(places, 26)
+
+
+def test_a_prompt_begins_as_the_texts_of_the_data_do():
+    for kind, expected in ((Letters, "bc"), (Prefixed, "cd")):
+        samples = Samples(("xy",), Kind(kind), num_tokens=2)
+        assert samples(Count(), forward) == {"xy": expected}
+
+
+def test_tokens_that_a_model_has_not_and_prompts_without_any_are_errors():
+    with pytest.raises(ValueError, match="tokenizer must have at most the model's 26"):
+        Samples(("a",), Kind(Wide), num_tokens=2)(Next(), forward)
+
+    class Nothing(Letters):
+        def encode(self, texts, *, with_starts=False):
+            return [Encoded(np.zeros(0, np.int32)) for _ in texts]
+
+    with pytest.raises(ValueError, match="every prompt must have tokens, got 'a'"):
+        Samples(("a",), Kind(Nothing), num_tokens=2)(Next(), forward)
 
 
 @pytest.mark.parametrize(

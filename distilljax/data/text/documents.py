@@ -167,6 +167,14 @@ def checked_document(
                 f"the keys {sorted(message)}",
                 'A message is {"role": "user", "content": "..."}.',
             )
+        if message.get("content", "") is None and not message.get("tool_calls"):
+            fail(
+                function,
+                f"message {number} at {where(index)}",
+                "have a content, or tool_calls",
+                "neither",
+                "A template would write the word None: leave this message out.",
+            )
     return value
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from distilljax._checks import fail
+from distilljax._hub import TOKENIZER, fetch
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,8 @@ class TokenizerJson:
     """The ``tokenizer.json`` of a model, as Hugging Face's `tokenizers` reads it.
 
     Attributes:
-      path: The file, or a folder that has it. Names of special tokens are read from the
+      path: The file, or a folder that has it, or the name of a model on the Hugging
+        Face hub, "owner/name". Names of special tokens are read from the
         ``tokenizer_config.json`` beside it, if there is one.
       bos: Token before a text; None: as that file says.
       eos: Token after a text; None: as that file says.
@@ -96,6 +98,8 @@ class TokenizerJson:
         import tokenizers  # heavy
 
         path = Path(self.path)
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", self.path) and not path.exists():
+            path = fetch("TokenizerJson", self.path, TOKENIZER)
         if path.is_dir():
             path = path / "tokenizer.json"
         data = _read("TokenizerJson", path)

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax._checks import fail
-from distilljax.models.pretrained import _gguf, _hub, _safetensors
+from distilljax import _hub
+from distilljax._checks import check_type, fail
+from distilljax.models.pretrained import _gguf, _safetensors
 from distilljax.models.pretrained._convert import fill, tensors_of
 from distilljax.models.pretrained._encoders import ENCODERS
 from distilljax.models.pretrained._families import DECODERS
@@ -67,7 +68,7 @@ def load_pretrained(
     """
     path = Path(path_or_id)
     if not path.exists():
-        path = _hub.fetch(str(path_or_id))
+        path = _hub.fetch("load_pretrained", str(path_or_id))
     if path.is_dir() and not (path / CONFIG).exists():
         path = _only_gguf(path)
     if path.is_dir():
@@ -76,6 +77,8 @@ def load_pretrained(
         config = _with_options(kind, config, options)
         table = kind.table(config)
         source = _safetensors.SafetensorsSource(path, table.ignored)
+        if getattr(config, "tied", False):
+            _check_tied(path)
     else:
         source = _gguf.GgufSource(path)
         kind, table = DECODERS, source.table()
@@ -87,6 +90,29 @@ def load_pretrained(
     fill(model, source, table, rules=kind.rules, mesh=mesh, dtype=dtype)
     model.eval()
     return model
+
+
+def _check_tied(directory: Path) -> None:
+    """A head in the files of a tied model is its embedding, as the first rows show.
+
+    Some writers leave the copy in; another head is that of another config.
+    """
+    source = _safetensors.SafetensorsSource(directory)
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    tensors = source.tensors()
+    if any(name not in tensors for name in names):
+        return
+    shapes = {tuple(tensors[name][0]) for name in names}
+    first = (slice(0, min([256, *(shape[0] for shape in shapes)])), slice(None))
+    head, embedding = (source.read(name, first) for name in names)
+    if len(shapes) > 1 or (head != embedding).any():
+        fail(
+            "load_pretrained",
+            f"tie_word_embeddings in {directory / CONFIG}",
+            "be false for weights with a head of their own",
+            "true, and lm_head.weight is not the embedding",
+            "Check that the config and the weights are of the same model.",
+        )
 
 
 def save_pretrained(
@@ -128,12 +154,15 @@ def save_pretrained(
             TypeError,
         )
     directory = Path(path)
-    if (directory / CONFIG).exists():
+    if directory.is_dir() and any(
+        path.name == CONFIG or ".safetensors" in path.name
+        for path in directory.iterdir()
+    ):
         fail(
             "save_pretrained",
             "path",
             "be a directory without a model",
-            f"{directory}, which has a {CONFIG}",
+            f"{directory}, which has a {CONFIG} or weights",
             "Remove it, or write elsewhere.",
         )
     described: Any = model
@@ -196,7 +225,9 @@ def _only_gguf(directory: Path) -> Path:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        check_type("load_pretrained", str(path), found, dict, "Fetch it again.")
+        return found
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         fail(
             "load_pretrained",

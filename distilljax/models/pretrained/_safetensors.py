@@ -61,7 +61,16 @@ class SafetensorsSource:
 def _files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            fail(
+                "load_pretrained",
+                str(index),
+                "be JSON with a weight_map",
+                f"{type(error).__name__}: {error}",
+                "It may have been cut short: fetch it again.",
+            )
         files = [directory / name for name in names]
         if missing := [path.name for path in files if not path.exists()]:
             fail(
@@ -73,6 +82,8 @@ def _files(directory: Path) -> list[Path]:
             )
         return files
     files = sorted(directory.glob("*.safetensors"))
+    if (whole := directory / "model.safetensors") in files:
+        return [whole]  # others are the same in another layout
     if not files:
         fail(
             "load_pretrained",

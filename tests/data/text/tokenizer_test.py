@@ -6,6 +6,8 @@ import io
 import json
 import pickle
 import shutil
+import sys
+import types
 
 import pytest
 import sentencepiece
@@ -165,3 +167,24 @@ def test_every_token_must_be_a_class_of_the_model(tokenizer):
     assert check_vocabulary(tokenizer, size) == 0
     with pytest.raises(ValueError, match=f"the model has classes, {size - 1}, got"):
         check_vocabulary(tokenizer, size - 1)
+
+
+def test_a_tokenizer_of_the_hub_is_fetched_without_the_weights(
+    model, tmp_path, monkeypatch
+):
+    asked = []
+
+    def snapshot_download(name, *, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(model)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    fetched, local = TokenizerJson("owner/tiny")(), TokenizerJson(str(model))()
+    assert fetched.fingerprint == local.fingerprint
+    ((name, patterns),) = asked
+    assert name == "owner/tiny"
+    assert "tokenizer*" in patterns
+    assert not any("safetensors" in pattern for pattern in patterns)

@@ -221,10 +221,44 @@ def test_other_types_of_numbers_are_refused(directory):
         load_pretrained(directory)
 
 
-def test_a_copy_of_a_tied_embedding_is_passed_over(tmp_path):
+def test_a_copy_of_a_tied_embedding_is_passed_over_and_another_head_is_not(tmp_path):
     model = replace(CONFIG, tied=True)(nnx.Rngs(0))
     save_pretrained(model, tmp_path / "model")
-    change(tmp_path / "model", lm_head__weight=np.zeros((64, 32), np.float32))
+    embedding = np.asarray(model.embed.embedding[...])
+    change(tmp_path / "model", lm_head__weight=embedding)
+    states_equal(load_pretrained(tmp_path / "model"), model)
+    change(tmp_path / "model", lm_head__weight=embedding + 1)
+    with pytest.raises(ValueError, match=r"tie_word_embeddings in .* must be false"):
+        load_pretrained(tmp_path / "model")
+
+
+def test_weights_of_a_model_that_was_there_are_not_mixed_with_another(tmp_path):
+    model = CONFIG(nnx.Rngs(0))
+    save_pretrained(model, tmp_path / "model")
+    (tmp_path / "model/config.json").unlink()
+    with pytest.raises(ValueError, match="path must be a directory without a model"):
+        save_pretrained(model, tmp_path / "model")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": 3}'])
+def test_an_index_that_is_none_is_named(tmp_path, text):
+    save_pretrained(CONFIG(nnx.Rngs(0)), tmp_path / "model")
+    (tmp_path / "model/model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index.json must be JSON with a weight_map"):
+        load_pretrained(tmp_path / "model")
+
+
+def test_a_config_that_is_a_list_is_refused(tmp_path):
+    save_pretrained(CONFIG(nnx.Rngs(0)), tmp_path / "model")
+    (tmp_path / "model/config.json").write_text("[]")
+    with pytest.raises(TypeError, match=r"config.json must be"):
+        load_pretrained(tmp_path / "model")
+
+
+def test_the_same_weights_in_another_layout_are_passed_over(tmp_path):
+    model = CONFIG(nnx.Rngs(0))
+    save_pretrained(model, tmp_path / "model")
+    (tmp_path / "model/consolidated.safetensors").write_bytes(b"in another layout")
     states_equal(load_pretrained(tmp_path / "model"), model)
 
 
@@ -273,7 +307,7 @@ def test_names_of_the_hub_are_fetched(directory, monkeypatch, tmp_path):
 
 
 def test_paths_and_names_that_are_none_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="be a path that exists, or owner/name"):
+    with pytest.raises(ValueError, match="the path must exist, or be owner/name"):
         load_pretrained("no/such/directory")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match="pip install huggingface_hub"):

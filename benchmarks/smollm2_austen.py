@@ -1,0 +1,159 @@
+"""SmolLM2 on Austen: from the run folders to JSON, a table and a figure.
+
+    distilljax train configs/lm/smollm2_austen.py --workdir runs/lm/austen --seeds 0
+    python benchmarks/smollm2_austen.py runs/lm/austen
+
+Writes benchmarks/results/smollm2_austen.json and docs/figures/smollm2_austen.png, and
+prints the table of docs/language_models.md. Every number is that of a results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from distilljax.metrics import write_atomically
+from distilljax.workdir import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/smollm2_austen.json"
+FIGURE = ROOT / "docs/figures/smollm2_austen.png"
+ARMS = {
+    "kept_untrained": "8 of 30 layers, as they are",
+    "kept_labels": "8 of 30 layers, from the text",
+    "kept_distilled": "8 of 30 layers, from the teacher",
+    "scratch_labels": "11.8 M from scratch, from the text",
+    "scratch_distilled": "11.8 M from scratch, from the teacher",
+}
+COLORS = {"labels": "#b5541c", "distilled": "#1f5fa8"}
+NUMBERS = (
+    "nll", "perplexity", "bits_per_byte", "kl_to_teacher", "agreement", "ece",
+    "accuracy", "parameters", "flops_per_example",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, help="what was --workdir")
+    args = parser.parse_args()
+    found = collect(args.runs)
+    write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
+    print("\n".join(table(found)))
+    draw(found)
+    print(f"wrote {RESULTS.relative_to(ROOT)} and {FIGURE.relative_to(ROOT)}")
+
+
+def collect(runs: Path) -> dict[str, Any]:
+    """The numbers, samples and validation curves of every arm and seed there is."""
+    arms: dict[str, dict[str, Any]] = {}
+    last: dict[str, Any] = {}
+    for path in sorted(runs.glob("*/seed_*/results.json")):
+        last = read_json(path)
+        arm = arms.setdefault(last["arm"], {"seeds": {}})
+        arm["seeds"][last["seed"]] = _of(last, "student") | {
+            "steps": last["steps"],
+            "train_seconds": last["train_seconds"],
+            "selected": last["selected"],
+            "validation": _curve(path.with_name("metrics.jsonl")),
+        }
+    if not arms:
+        raise SystemExit(f"smollm2_austen: {runs} must hold finished runs, got none.")
+    shared = ("date", "versions", "machine", "num_examples", "teacher_fingerprint")
+    return {
+        "format": 1,
+        **{name: last[name] for name in shared},
+        "teacher": _of(last, "teacher"),
+        "arms": {name: arms[name] for name in ARMS if name in arms},
+    }
+
+
+def _of(results: dict[str, Any], who: str) -> dict[str, Any]:
+    measured = results[who]
+    return {
+        "test": {name: measured[name] for name in NUMBERS},
+        "other_tests": {
+            name: {key: found[who][key] for key in NUMBERS[:6]}
+            for name, found in results["other_tests"].items()
+        },
+        "samples": measured["probes"]["samples"],
+    }
+
+
+def _curve(path: Path) -> list[tuple[int, float, float]]:
+    """Step, NLL and KL to the teacher, of each validation."""
+    records = map(json.loads, path.read_text().splitlines())
+    return [
+        (r["step"], r["nll"], r["kl_to_teacher"])
+        for r in records
+        if r["split"] == "validation"
+    ]
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Means over the seeds, as Markdown."""
+    lines = [
+        "| | parameters | perplexity | bits per byte | KL to teacher | agreement "
+        "| calibration error | glosses | Python's help |",
+        "|---" + "|---:" * 8 + "|",
+    ]
+    rows = {"teacher, SmolLM2-135M in 4 bits": [found["teacher"]]}
+    for name, arm in found["arms"].items():
+        rows[ARMS[name]] = list(arm["seeds"].values())
+    for name, seeds in rows.items():
+
+        def mean(*keys: str, seeds: list[Any] = seeds) -> float:
+            values = []
+            for value in seeds:
+                for key in keys:
+                    value = value[key]
+                values.append(value or 0.0)
+            return sum(values) / len(values)
+
+        taught = [f"{mean('test', 'kl_to_teacher'):.2f}"]
+        taught += [f"{100 * mean('test', 'agreement'):.1f} %"]
+        cells = [
+            f"{mean('test', 'parameters') / 1e6:.1f} M",
+            f"{mean('test', 'perplexity'):,.1f}",
+            f"{mean('test', 'bits_per_byte'):.3f}",
+            *(["", ""] if name.startswith("teacher") else taught),
+            f"{100 * mean('test', 'ece'):.1f} %",
+            f"{mean('other_tests', 'glosses', 'perplexity'):,.1f}",
+            f"{mean('other_tests', 'python', 'perplexity'):,.1f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(found: dict[str, Any]) -> None:
+    """Validation NLL over the steps: what one budget brings, with and without it."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    titles = {"kept": "8 of 30 layers", "scratch": "11.8 M parameters from scratch"}
+    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        for how, color in COLORS.items():
+            arm = found["arms"].get(f"{kind}_{how}")
+            for seed in (arm or {"seeds": {}})["seeds"].values():
+                steps, nll, _ = zip(*seed["validation"], strict=True)
+                axis.plot(steps, nll, "o-", color=color, lw=1.8, ms=4)
+                offset = {"xytext": (6, 0), "textcoords": "offset points"}
+                where = (steps[-1], nll[-1])
+                axis.annotate(how, where, color=color, va="center", **offset)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.25)
+    axes[0].set_ylabel("validation NLL, nats per token")
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
