@@ -157,7 +157,7 @@ def test_a_document_that_cannot_be_read_leaves_no_store(model, tmp_path, cache):
 
 
 def test_a_conversation_that_cannot_be_rendered_is_named(model, tmp_path):
-    talk = [{"role": "user", "content": None}]
+    talk = [{"role": "user", "content": 3}]
     path = write_jsonl(tmp_path / "a.jsonl", [{"messages": talk}])
     documents = Jsonl((path,), field="messages")
     config = Tokenized(documents, TokenizerJson(str(model)), ChatTemplate(str(model)))

@@ -35,6 +35,7 @@ def arms(
             full,
             objective=objectives.CrossEntropy(),
             baseline=None,
+            expected=None,
             description="The same student on the text alone.",
         ),
         "distilled": full,
