@@ -81,7 +81,7 @@ def _of(results: dict[str, Any], who: str) -> dict[str, Any]:
     return {
         "test": {name: measured[name] for name in NUMBERS},
         "other_tests": {
-            name: {key: found[who][key] for key in NUMBERS[:6]}
+            name: {key: found[who].get(key) for key in NUMBERS[:6]}
             for name, found in results["other_tests"].items()
         },
         "samples": measured["probes"]["samples"],

@@ -7,7 +7,7 @@
     distilljax report runs/lm/austen
 
 The teacher is SmolLM2-135M-Instruct in 4 bits (Q4_1), decoded to float32: what it says
-is what a 4-bit model says. The students are 8 of its 30 layers, and a decoder of 11.9
+is what a 4-bit model says. The students are 8 of its 30 layers, and a decoder of 11.8
 million parameters from scratch, both with its tokenizer. They read five novels and the
 glosses of WordNet; the sixth novel, "Northanger Abbey", is held out whole: its first
 rows are the test, its last ones choose the checkpoint. The teacher has probably read
@@ -114,7 +114,7 @@ def arms(seed: int = 0) -> dict[str, Config]:
     kept = config(seed)
     small = replace(
         kept,
-        description="11.9 M parameters from scratch, and the teacher's distribution.",
+        description="11.8 M parameters from scratch, and the teacher's distribution.",
         baseline="scratch_labels",
         student=SCRATCH,
         optimizer=optimizers.AdamW(
@@ -145,7 +145,7 @@ def arms(seed: int = 0) -> dict[str, Config]:
             objective=labels,
             baseline=None,
             expected=None,
-            description="11.9 M parameters from scratch, and the labels alone.",
+            description="11.8 M parameters from scratch, and the labels alone.",
         ),
         "scratch_distilled": small,
     }

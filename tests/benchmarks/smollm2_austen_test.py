@@ -1,0 +1,51 @@
+"""The published run of SmolLM2 on Austen: the page says what the results say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+smollm2_austen = importlib.import_module("smollm2_austen")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return json.loads(smollm2_austen.RESULTS.read_text())
+
+
+def test_the_table_of_the_page_is_that_of_the_results(found):
+    page = (REPOSITORY / "docs/language_models.md").read_text()
+    for line in smollm2_austen.table(found):
+        assert line in page
+
+
+def test_the_results_say_what_they_are_of(found):
+    assert {"date", "versions", "machine", "num_examples"} <= found.keys()
+    assert found["teacher"]["test"]["parameters"] == 134_515_008
+    for arm in found["arms"].values():
+        for seed in arm["seeds"].values():
+            assert seed["selected"]["metric"] == "validation/nll"
+            assert set(seed["samples"]) == set(found["teacher"]["samples"])
+
+
+def test_the_teacher_is_worth_something_on_the_same_budget(found):
+    """The claim of the page, for each student: closer to the teacher, lower NLL."""
+    for kind in ("kept", "scratch"):
+        taught, alone = (
+            found["arms"][f"{kind}_{how}"]["seeds"] for how in ("distilled", "labels")
+        )
+        for seed in taught:
+            for number in ("nll", "kl_to_teacher"):
+                ours, theirs = (a[seed]["test"][number] for a in (taught, alone))
+                assert ours < theirs, (kind, seed, number)
+
+
+def test_runs_are_needed(tmp_path):
+    with pytest.raises(SystemExit, match="must hold finished runs"):
+        smollm2_austen.collect(tmp_path)
