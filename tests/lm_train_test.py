@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -145,6 +145,7 @@ def test_a_run_is_measured_as_a_language_model_and_reported(config, tmp_path):
     assert os.path.exists(written.figures[0])
 
 
+@dataclass(frozen=True)
 class Raises:
     """A probe that cannot measure."""
 
@@ -152,6 +153,7 @@ class Raises:
         raise ArithmeticError("no such number")
 
 
+@dataclass(frozen=True)
 class NoNumbers(Raises):
     def __call__(self, model, forward):
         return 3.0
