@@ -24,7 +24,7 @@
 #
 # A decoder learns to write about Python from Python's own help. Then half of its layers are
 # kept, and taught by all of them: is that better than learning from the text again? Here the
-# models are small enough for a laptop's CPU, a minute or so in all. Put the name of a model
+# models are small enough for a CPU of two cores, three minutes in all. Put the name of a model
 # on the Hugging Face hub where it says so, and the same cells distil that.
 
 # %%
@@ -56,8 +56,8 @@ from distilljax.workdir import TrainedRun
 
 # %% tags=["parameters"]
 # @title Settings
-teacher_steps = 300  # @param {type:"integer"}
-student_steps = 100  # @param {type:"integer"}
+teacher_steps = 900  # @param {type:"integer"}
+student_steps = 60  # @param {type:"integer"}
 num_seeds = 1  # @param {type:"integer"}
 width = 64  # @param {type:"integer"}
 
@@ -102,7 +102,7 @@ base = Config(
     student=shape,
     objective=objectives.CrossEntropy(),
     optimizer=optimizers.AdamW(
-        learning_rate=optimizers.WarmupCosine(3e-3, teacher_steps, warmup_steps=10)
+        learning_rate=optimizers.WarmupCosine(1e-2, teacher_steps, warmup_steps=10)
     ),
     data=rows,
     validation=data.Slice(held_out, -16),
