@@ -270,7 +270,8 @@ class Student:
         cost = self._cost(params, rest, _example(config, source))
         measured = _with_text(found, source)
         for who, spent in cost.items():
-            measured[who] = {**measured[who], **spent}
+            if measured[who] is not None:  # a teacher may have features alone
+                measured[who] = {**measured[who], **spent}
         arrays: dict[str, Any] = {"labels": found.labels}
         arrays["student"] = found.student_predictions
         if found.teacher is not None:

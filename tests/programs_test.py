@@ -14,6 +14,7 @@ from distilljax import data, objectives, students
 from distilljax.config import load_experiment
 from distilljax.programs import Programs, batch_shapes, check_sizes
 from distilljax.sharding import Rule, batch_sharding, mesh_from_string
+from distilljax.terms import Outputs
 from tests.meshes import pieces
 
 TINY = Path(__file__).parent / "cli" / "tiny.py"
@@ -163,6 +164,23 @@ def test_a_frozen_teacher_is_evaluated_once_on_each_source(tiny, monkeypatch):
     # and what is too much to be kept
     monkeypatch.setattr("distilljax.pair.KEPT_BYTES", 500)
     assert [evaluations(tiny, tiny.data)[0] for _ in range(2)] == [3, 3]
+
+
+def features_alone(model, batch):
+    return Outputs(features={"hidden": batch["inputs"]})
+
+
+def test_a_student_is_measured_beside_a_teacher_without_logits(tiny):
+    mesh = mesh_from_string("data=1", jax.devices()[:1])
+    objective = objectives.CrossEntropy()
+    config = replace(tiny, teacher_forward=features_alone, objective=objective)
+    programs = Programs()
+    state = programs.training(config, mesh).init(0)
+    student = programs.student(config, mesh)
+    source = programs.source(config.test, config.loader)
+    found, _ = student.measure(config, state.params, state.rest, source)
+    assert found["teacher"] is None
+    assert found["student"]["parameters"] > 0
 
 
 OPENED = []
