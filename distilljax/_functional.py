@@ -53,6 +53,12 @@ def cast_floating(tree: PyTree, dtype: Any | None) -> PyTree:
     return jax.tree.map(cast, tree)
 
 
+def cast_batch(batch: Batch, dtype: Any | None) -> Batch:
+    """A batch in ``dtype``, but for a teacher's outputs: they are as they came."""
+    own = {"teacher": batch["teacher"]} if "teacher" in batch else {}
+    return {**cast_floating({**batch, **dict.fromkeys(own)}, dtype), **own}
+
+
 def _pure_like(state: Any, like: PyTree) -> PyTree:
     """A state as arrays: plain dicts where ``like`` is one, else a pure State."""
     return nnx.to_pure_dict(state) if isinstance(like, dict) else nnx.as_pure(state)

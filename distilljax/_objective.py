@@ -36,7 +36,15 @@ def uses_average(objective: Objective) -> bool:
 
 
 def check_average(objective: Objective, ema_decay: float | None) -> None:
-    """An objective whose teacher is the student's average needs one."""
+    """A decay lies in [0, 1), and a teacher that is the student's average needs one."""
+    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
+        fail(
+            "make_distill_step",
+            "ema_decay",
+            "lie in [0, 1)",
+            ema_decay,
+            "Use 0.999 or so, or None for no average.",
+        )
     if uses_average(objective) and ema_decay is None:
         fail(
             "make_distill_step",

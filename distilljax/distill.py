@@ -29,6 +29,7 @@ from distilljax._functional import (
     Batch,
     Forward,
     PyTree,
+    cast_batch,
     cast_floating,
     default_forward,
     freeze,
@@ -44,6 +45,7 @@ from distilljax.terms import (
     Term,
     as_outputs,
     as_teacher,
+    complete_teacher,
     diagnostics,
     reduce_terms,
     refuse_reserved_keys,
@@ -88,8 +90,8 @@ class DistillStep:
         teacher_state: PyTree,
     ) -> tuple[Array, tuple[PyTree, dict[str, Mean], dict[str, Array], PyTree]]:
         """The loss of one (micro)batch; `counts` are the denominators, if known."""
-        refuse_reserved_keys(batch, has_teacher=self.teacher_apply is not None)
-        seen = cast_floating(batch, self.compute_dtype)
+        refuse_reserved_keys(batch, self.teacher_apply)
+        seen = cast_batch(batch, self.compute_dtype)
         own = params["objective"] if self.has_params else None
         weights = cast_floating(self.student_of(params), self.compute_dtype)
         outputs, rest = model.apply(weights, rest, seen, rng)
@@ -298,6 +300,7 @@ def make_distill_step(
     *,
     student_forward: Forward | None = None,
     teacher_forward: Forward | None = None,
+    teacher_head: Any = None,
     student: nnx.Module | None = None,
     tx: optax.GradientTransformation | None = None,
     trainable: Any = nnx.Param,
@@ -325,6 +328,8 @@ def make_distill_step(
         `model(batch["tokens"], positions, segment_ids)`.
       teacher_forward: The same for the teacher; the default prefers
         `batch["teacher_inputs"]` where the data has them.
+      teacher_head: The kernels of `batch["teacher"]`, where that has hidden states
+        alone: what `terms.split_heads` keeps, and a provider of `teachers` has.
       student: The student's structure for `step.pure`: a module, abstract or real; None
         for a pytree, and for `step(student, optimizer, batch)`.
       tx: The optimizer, for `step.init` and `step.pure`.
@@ -362,13 +367,8 @@ def make_distill_step(
             f"make_distill_step: accumulate must be at least 1 and whole, got "
             f"{accumulate}. It is the number of microbatches in a batch."
         )
-    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
-        raise ValueError(
-            f"make_distill_step: ema_decay must lie in [0, 1), got {ema_decay}. "
-            "Use 0.999 or so, or None for no average."
-        )
     _objective.check_average(objective, ema_decay)
-    apply, state = None, None
+    apply, state = complete_teacher if teacher_head else None, teacher_head
     if teacher is not None:
         names = _objective.features_of(objective, "teacher")
         captured = teacher_with_features(teacher, teacher_forward, names)

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -28,6 +27,7 @@ from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.pair import Student, Teacher, key_of, make_student, starts_from_files
 from distilljax.sharding import batch_axes
+from distilljax.teachers import Provider
 from distilljax.workdir import placed
 
 # The fields of a config that each of them depends on.
@@ -89,25 +89,50 @@ class Programs:
         key = f"{key_of('student', config, STUDENT_PARTS)} {real_classes}"
         return self._once(key, lambda: Student(config, teacher, mesh))
 
-    def training(self, config: Config, mesh: Mesh) -> Training:
+    def provider(self, config: Config, mesh: Mesh, source: Source) -> Provider | None:
+        """Who makes the teacher's outputs, if that is not the student's step.
+
+        Args:
+          config: The config.
+          mesh: The student's devices.
+          source: Its opened training data.
+        """
+        del config, mesh, source
+        return None
+
+    def training(
+        self, config: Config, mesh: Mesh, provider: Provider | None = None
+    ) -> Training:
         """The step, and the state before it."""
         student, teacher = self.student(config, mesh), self.teacher(config, mesh)
         key = key_of("training", config, TRAINING_PARTS)
-        return self._once(key, lambda: Training(config, student, teacher, mesh))
+        return self._once(
+            key, lambda: Training(config, student, teacher, mesh, provider)
+        )
+
+
+def uses_teacher(config: Config) -> bool:
+    """False if the objective needs no teacher: then nothing is paid for one."""
+    return getattr(config.objective, "uses_teacher", True)
 
 
 class Training:
     """The compiled step of a config and the compiled birth of its state."""
 
     def __init__(
-        self, config: Config, student: Student, teacher: Teacher | None, mesh: Mesh
+        self,
+        config: Config,
+        student: Student,
+        teacher: Teacher | None,
+        mesh: Mesh,
+        provider: Provider | None = None,
     ):
-        # an objective that needs no teacher does not pay for one
-        uses_teacher = getattr(config.objective, "uses_teacher", True)
+        in_step = teacher is not None and provider is None and uses_teacher(config)
         make = partial(
             make_distill_step,
             config.objective,
-            teacher.module if teacher is not None and uses_teacher else None,
+            teacher.module if teacher is not None and in_step else None,
+            teacher_head=None if provider is None else provider.head,
             student=student.abstract,
             tx=config.optimizer(),
             student_forward=student.forward,
@@ -164,15 +189,12 @@ class Training:
         step.eval_shape(self.like, self.step.teacher_state, batch)
 
 
-def batch_shapes(
-    batch: Mapping[str, np.ndarray], count: int = 1
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(batch: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
     """The global shapes of what is sent to the devices, from one of `count` runs."""
-    return {
-        name: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype)
-        for name, x in batch.items()
-        if name != "index"
-    }
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype),
+        {name: x for name, x in batch.items() if name != "index"},
+    )
 
 
 def check_sizes(config: Config, mesh: Mesh) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from distilljax._checks import fail
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config
-from distilljax.data import Arrays, check_signal
+from distilljax.data import Arrays, check_signal, prefetch_to_device
 from distilljax.data.prefetch import this_process
 from distilljax.data.text import check_vocabulary
 from distilljax.losses import SampledLogits, SparseLogits
@@ -27,6 +26,7 @@ from distilljax.metrics import (
     trace_steps,
     write_atomically,
 )
+from distilljax.not_finite import why_not_finite
 from distilljax.programs import Programs, batch_shapes
 from distilljax.sharding import batch_sharding
 from distilljax.vocabulary import one_vocabulary
@@ -67,8 +67,11 @@ class Run:
         self.teacher = programs.teacher(config, mesh)
         self.student = programs.student(config, mesh)
         self.reader = this_process(batch_sharding(mesh))
-        self.iterator = config.loader(self.source, seed=config.seed, **self.reader)
-        self.training = programs.training(config, mesh)
+        self.provider = programs.provider(config, mesh, self.source)
+        self.iterator: Any = config.loader(self.source, seed=config.seed, **self.reader)
+        if self.provider is not None:
+            self.iterator = self.provider.on_host(self.iterator)
+        self.training = programs.training(config, mesh, self.provider)
 
     def open(self, part: Any) -> Any:
         """A source of the config."""
@@ -102,6 +105,8 @@ class Run:
     @property
     def taught_by(self) -> str | None:
         """The fingerprint of the teacher, if there is one."""
+        if self.provider is not None:
+            return self.provider.fingerprint
         return None if self.teacher is None else self.teacher.fingerprint
 
     def check_teacher(self, before: str | None) -> None:
@@ -123,6 +128,8 @@ class Run:
         self.num_classes = self.student.num_classes(batch)
         self.check_labels("data", self.source)
         self.student.check(self.config, self.num_classes, batch)
+        if self.provider is not None:
+            batch = self.provider.shapes(batch)
         self.training.check(batch)
         parts = {"validation": self.config.validation, "test": self.config.test}
         for name, part in (parts | (self.config.other_tests or {})).items():
@@ -224,6 +231,12 @@ class Run:
                 if (old := self.workdir / name).exists():
                     old.replace(self.workdir / f"previous_{name}")
 
+    def batches(self, mesh: Mesh) -> Any:
+        """Pairs of a batch on the devices and its index; resumable."""
+        sharding = batch_sharding(mesh)
+        sent = prefetch_to_device(self.iterator, sharding, check=self.check_batch)
+        return sent if self.provider is None else self.provider.on_devices(sent)
+
     # --- inside the loop --------------------------------------------------------------
 
     def seconds(self) -> float:
@@ -257,7 +270,8 @@ class Run:
             try:
                 yield log, advance
             except NonFiniteError as error:
-                error.args = (f"{error.args[0]} {self.why_not_finite(error)}",)
+                why = why_not_finite(error, self.source, self.num_classes)
+                error.args = (f"{error.args[0]} {why} {self.last_good()}",)
                 raise
 
     def read(self, batches: Any, step: int) -> Any:
@@ -319,38 +333,6 @@ class Run:
             "versions": versions(),
         }
         self.checkpoints.save(step, state, meta, numbers)
-
-    def why_not_finite(self, error: NonFiniteError) -> str:
-        """Which examples, whether they are the cause, and what is still good."""
-        index = [] if error.index is None else error.index.tolist()
-        examples = {i: self.source[i] for i in index}
-        bad = [
-            i
-            for i, example in examples.items()
-            if not np.all(np.isfinite(np.asarray(example.get("inputs", 0), np.float64)))
-        ]
-        # a loader that reads ahead does not know the student's classes
-        classes = np.inf if self.num_classes is None else self.num_classes
-        outside = [i for i, e in examples.items() if e.get("labels", 0) >= classes]
-        shown = ", ".join(map(str, index[:20])) + (", ..." if len(index) > 20 else "")
-        if bad:
-            cause = f"The inputs of examples {bad[:20]} are not finite: leave them out."
-        elif outside:
-            cause = (
-                f"The labels of examples {outside[:20]} are not in [0, {classes}), the "
-                "classes of the student: leave them out."
-            )
-        else:
-            cause = (
-                "Their inputs are finite: lower the learning rate, clip the gradient "
-                "(--optimizer.clip-norm=1), or check the loss."
-            )
-        good = self.last_good()
-        keys = ", ".join(sorted(examples[index[0]])) if index else "none"
-        return (
-            f"Its batch (keys: {keys}) has the {len(index)} examples {shown}. "
-            f"{cause} {good}"
-        )
 
     # --- after the loop ---------------------------------------------------------------
 

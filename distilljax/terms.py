@@ -138,9 +138,10 @@ def reduce_terms(
     return loss, metrics
 
 
-def refuse_reserved_keys(batch: Batch, *, has_teacher: bool) -> None:
+def refuse_reserved_keys(batch: Batch, teacher_apply: Any) -> None:
     """Raise if the batch has a key that the step itself sets."""
-    ours = {"step", "teacher"} if has_teacher else {"step"}
+    given = teacher_apply in (None, complete_teacher)
+    ours = {"step"} if given else {"step", "teacher"}
     if taken := sorted(ours & batch.keys()):
         raise ValueError(
             f"DistillStep: batch must not have the keys {sorted(ours)}, got {taken}. "
@@ -172,6 +173,55 @@ def as_teacher(outputs: Any) -> Teacher:
     if isinstance(outputs, Mapping):
         return {name: as_outputs(x) for name, x in outputs.items()}
     return as_outputs(outputs)
+
+
+def split_heads(teacher: Any) -> tuple[Any, Any]:
+    """A teacher's outputs, and of its heads what is the same for all batches.
+
+    Hidden states are a fraction of the bytes of a kernel, which is sent once.
+
+    Args:
+      teacher: The outputs of one teacher, or of several by name.
+
+    Returns:
+      The outputs, each `LinearHead` with its hidden states alone; and the heads without
+      them, or None where there is no head (a dict of these, of several teachers).
+
+    Example:
+      >>> head = losses.LinearHead(jnp.ones((2, 3)), jnp.ones((3, 5)))
+      >>> sent, kept = split_heads(Outputs(head))
+      >>> sent.logits.kernel is None, kept.hidden is None
+      (True, True)
+      >>> complete_teacher(kept, {"teacher": sent}).logits.shape
+      (2, 5)
+    """
+    if teacher is None:
+        return None, None
+    if isinstance(teacher, Mapping):
+        split = {name: split_heads(outputs) for name, outputs in teacher.items()}
+        heads = {name: head for name, (_, head) in split.items()}
+        found = any(head is not None for head in heads.values())
+        return {k: sent for k, (sent, _) in split.items()}, heads if found else None
+    head = teacher.logits
+    if not isinstance(head, losses.LinearHead):
+        return teacher, None
+    hidden = losses.LinearHead(head.hidden, None, scale=None)
+    return replace(teacher, logits=hidden), replace(head, hidden=None)
+
+
+def complete_teacher(heads: Any, batch: Batch) -> Any:
+    """What `split_heads` divided, as one: ``batch["teacher"]`` with its heads."""
+    teacher = as_teacher(batch.get("teacher"))
+    if isinstance(teacher, Mapping):
+        return {
+            name: complete_teacher(heads.get(name), {"teacher": outputs})
+            for name, outputs in teacher.items()
+        }
+    if teacher is None or not isinstance(teacher.logits, losses.LinearHead):
+        return teacher
+    if heads is None or teacher.logits.kernel is not None:
+        return teacher
+    return replace(teacher, logits=replace(heads, hidden=teacher.logits.hidden))
 
 
 def as_one_teacher(teacher: Teacher) -> Outputs | None:

@@ -16,11 +16,10 @@ from distilljax._checks import fail
 from distilljax._schedules import check_schedules
 from distilljax.checkpoints import Checkpoints, StopSignal
 from distilljax.config import Config, to_json
-from distilljax.data import prefetch_to_device
 from distilljax.metrics import Window, tokens_of
 from distilljax.programs import Programs, check_sizes
 from distilljax.run import SELECTABLE, Run
-from distilljax.sharding import batch_sharding, mesh_from_string
+from distilljax.sharding import mesh_from_string
 from distilljax.vocabulary import one_vocabulary
 from distilljax.workdir import check_same_student, claim, placed
 
@@ -85,9 +84,7 @@ def train(
         with contextlib.closing(run.open_checkpoints()):
             state, start = run.restore_or_init()
             run.begin()
-            batches: Any = prefetch_to_device(
-                run.iterator, batch_sharding(mesh), check=run.check_batch
-            )
+            batches = run.batches(mesh)
             update = run.training.update
             window = Window(num_readers=run.reader["process_count"])
             with (

@@ -34,7 +34,7 @@ LAYERS = [
         "objectives", "teachers", "students", "rollouts", "models", "data", "config",
         "metrics", "optimizers", "sharding", "checkpoints",
     },
-    {"resume"},
+    {"resume", "not_finite"},
     {"train", "run", "programs", "pair", "vocabulary", "workdir", "evaluation",
      "planning"},
     {"cli"},

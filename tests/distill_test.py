@@ -23,6 +23,7 @@ from distilljax import Mean, Outputs, Term, losses, make_distill_step, objective
 from distilljax.models import ConvNet
 from distilljax.optimizers import Linear
 from distilljax.sharding import Rule, batch_sharding, mesh_from_string
+from distilljax.terms import split_heads
 from tests.meshes import assert_close, assert_placed, pieces, sharded
 
 
@@ -736,3 +737,37 @@ def test_a_step_over_heads_is_the_step_over_logits():
         for name, value in expected.items():
             np.testing.assert_allclose(values[name], value, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_outputs_in_the_batch_are_as_good_as_a_teacher_in_the_step(accumulate):
+    """A provider sends hidden states; the kernel stays with the step."""
+    key = jax.random.key(3)
+    hidden, kernel = jax.random.normal(key, (16, 8)), jax.random.normal(key, (8, 4))
+    batch = make_batch()
+
+    def forward(_, batch):
+        del batch
+        return Outputs(losses.LinearHead(hidden, kernel, scale=0.5))
+
+    def update(teacher, batch, **how):
+        student = Net(16, nnx.Rngs(0))
+        optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
+        objective = objectives.LogitKD(temperature=2.0)
+        step = make_distill_step(objective, teacher, accumulate=accumulate, **how)
+        metrics = step(student, optimizer, batch)
+        return nnx.state(student, nnx.Param), metrics
+
+    sent, head = split_heads(forward(None, None))
+    assert sent.logits.kernel is None and head.hidden is None
+    got, metrics = update(None, {**batch, "teacher": sent}, teacher_head=head)
+    if accumulate == 1:
+        want, _ = update({}, batch, teacher_forward=forward)
+    else:
+        want, _ = update(None, {**batch, "teacher": Outputs(head_of(sent, head))})
+    assert_close(got, want)
+    assert float(metrics["kl"].value) > 0
+
+
+def head_of(sent, head):
+    return losses.LinearHead(sent.logits.hidden, head.kernel, scale=head.scale).logits()
