@@ -119,6 +119,9 @@ class Config:
     """The number that this config should reach, and where it is from."""
     focus_classes: tuple[int, ...] = ()
     """Classes whose recall the report shows by itself."""
+    licenses: Any = None
+    """Licences by what they are of, such as {"teacher": "Apache-2.0", "data": "CC0"}:
+    whatever is made of the two, such as a store of the teacher's signal, says them."""
     headline: str | None = None
     """What the report compares arms by: "accuracy", "nll", or "probes.NAME.NUMBER", of
     which more is better; None: accuracy, or the nll of text."""
@@ -136,7 +139,7 @@ class Config:
             check_count("Config", name, getattr(self, name))
         for name in ("objective", "optimizer", "loader"):
             check_instance("Config", name, getattr(self, name))
-        for name in ("other_tests", "probes"):
+        for name in ("other_tests", "probes", "licenses"):
             parts = getattr(self, name)
             if parts is not None:
                 remedy = 'Write {"name": ...}.'

@@ -27,7 +27,8 @@ from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.pair import Student, Teacher, key_of, make_student, starts_from_files
 from distilljax.sharding import batch_axes
-from distilljax.teachers import Provider
+from distilljax.teachers import CachedTeacher, Provider
+from distilljax.teachers.cached import check_unaugmented
 from distilljax.workdir import placed
 
 # The fields of a config that each of them depends on.
@@ -77,6 +78,8 @@ class Programs:
 
     def teacher(self, config: Config, mesh: Mesh) -> Teacher | None:
         """The teacher of a config, loaded onto the mesh; None if it has none."""
+        if isinstance(config.teacher, CachedTeacher):  # it may name the model itself
+            config = replace(config, teacher=config.teacher.teacher)
         if config.teacher is None:
             return None
         key = key_of("teacher", config, TEACHER_PARTS)
@@ -97,8 +100,15 @@ class Programs:
           mesh: The student's devices.
           source: Its opened training data.
         """
-        del config, mesh, source
-        return None
+        if not isinstance(config.teacher, CachedTeacher) or not uses_teacher(config):
+            return None
+        check_unaugmented("train", config.loader)
+        named = to_json(config.teacher) | {"teacher": None}
+        key = json.dumps(["store", named], sort_keys=True)
+        opened = self._once(key, config.teacher)
+        if (teacher := self.teacher(config, mesh)) is not None:
+            opened.check(teacher.fingerprint)
+        return opened.of(source, mesh, config.teacher_rules)
 
     def training(
         self, config: Config, mesh: Mesh, provider: Provider | None = None

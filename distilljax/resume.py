@@ -29,6 +29,7 @@ RESUMABLE = frozenset(
         "expected",
         "focus_classes",
         "headline",
+        "licenses",
     }
 )
 

@@ -55,7 +55,7 @@ def claim(workdir: Path, saved: Any) -> Iterator[None]:
         error = None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(_locked(workdir))
+                stack.enter_context(locked(workdir, ["config.json"]))
                 _check_same(workdir, saved)
             except ValueError as found:
                 error = found
@@ -88,18 +88,35 @@ def check_same_student(workdir: Path, saved: Any) -> None:
 
 
 @contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    _check_place(workdir)
-    new = [p for p in (workdir, *workdir.parents) if not p.exists()]
+def locked(
+    folder: Path,
+    markers: Sequence[str],
+    function: str = "train",
+    argument: str = "--workdir",
+) -> Iterator[None]:
+    """Have a folder to oneself: a new one, or one that holds one of the markers.
+
+    Args:
+      folder: The folder; made if it is not there, and removed again if it stays empty.
+      markers: Files that tell what is in it.
+      function: Who asks, for messages.
+      argument: What names the folder, for messages.
+
+    Raises:
+      ValueError: it is in use, not writable, or somebody's files. Nothing in it has
+        been changed then.
+    """
+    _check_place(folder, markers, function, argument)
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         fail(
-            "train",
-            "--workdir",
+            function,
+            argument,
             "be a folder that can be written",
-            f"{str(workdir)!r} ({error.strerror})",
+            f"{str(folder)!r} ({error.strerror})",
             "Choose another folder, or make room.",
         )
     with lock:
@@ -107,52 +124,55 @@ def _locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail(
-                "train",
-                "--workdir",
+                function,
+                argument,
                 "be used by one process at a time",
-                repr(str(workdir)),
+                repr(str(folder)),
                 "Another run writes there: wait for it, or choose another folder.",
             )
         try:
             yield
         finally:
-            if not any(p.name != ".lock" for p in workdir.iterdir()):
+            if not any(p.name != ".lock" for p in folder.iterdir()):
                 # refused before anything was written: as if it had not been asked for
-                (workdir / ".lock").unlink()
-                for folder in new:
+                (folder / ".lock").unlink()
+                for empty in new:
                     with contextlib.suppress(OSError):  # another run is beside it
-                        folder.rmdir()
+                        empty.rmdir()
 
 
-def _check_place(workdir: Path) -> None:
+def _check_place(
+    folder: Path, markers: Sequence[str], function: str, argument: str
+) -> None:
     """A folder for a run: not a bucket, not in another run, not somebody's files."""
-    if re.match(r"[a-z0-9]+:/", str(workdir)):
+    if re.match(r"[a-z0-9]+:/", str(folder)):
         fail(
-            "train",
-            "--workdir",
+            function,
+            argument,
             "be a path",
-            repr(str(workdir)),
+            repr(str(folder)),
             "Mount the bucket, and name the path under which it is mounted.",
         )
-    locked = (p for p in workdir.resolve().parents if (p / ".lock").exists())
-    runs = (p for p in locked if (p / "config.json").exists())
+    locks = (p for p in folder.resolve().parents if (p / ".lock").exists())
+    runs = (p for p in locks if (p / "config.json").exists())
     if (run := next(runs, None)) is not None:
         fail(
-            "train",
-            "--workdir",
+            function,
+            argument,
             "lie outside of other runs",
-            f"{str(workdir)!r} in the run {str(run)!r}",
+            f"{str(folder)!r} in the run {str(run)!r}",
             "Choose a folder beside it.",
         )
     # the lock of a new folder is the first thing written: not into somebody's files
-    if workdir.is_dir() and not (workdir / "config.json").exists():
-        files = (p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock")
+    if folder.is_dir() and not any((folder / name).exists() for name in markers):
+        files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
         if (first := next(files, None)) is not None:
+            what = "a run" if function == "train" else "a store"
             fail(
-                "train",
-                "--workdir",
-                "be empty or hold a run",
-                f"{str(workdir)!r} with {first.name!r} and no config.json",
+                function,
+                argument,
+                f"be empty or hold {what}",
+                f"{str(folder)!r} with {first.name!r} and no {markers[0]}",
                 "Choose another folder.",
             )
 

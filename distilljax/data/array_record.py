@@ -120,6 +120,19 @@ def write_array_record(path: str | Path, examples: Iterable[Example]) -> int:
       [4, 2]
       >>> directory.cleanup()
     """
+    return write_records(path, (encode_example(example) for example in examples))
+
+
+def write_records(path: str | Path, records: Iterable[bytes]) -> int:
+    """Write bytes to an ArrayRecord file; return how many records there were.
+
+    As with `write_array_record`, the file appears when it is complete. The same records
+    give the same file, byte for byte.
+
+    Args:
+      path: The file; its directory is made.
+      records: One after the other.
+    """
     writers: Any = importlib.import_module("array_record.python.array_record_module")
 
     path = Path(path)
@@ -128,8 +141,8 @@ def write_array_record(path: str | Path, examples: Iterable[Example]) -> int:
     writer = writers.ArrayRecordWriter(str(partial), "group_size:1")
     try:
         count = 0
-        for example in examples:
-            writer.write(encode_example(example))
+        for record in records:
+            writer.write(record)
             count += 1
         writer.close()
         partial.replace(path)
@@ -138,6 +151,17 @@ def write_array_record(path: str | Path, examples: Iterable[Example]) -> int:
             writer.close()
         partial.unlink(missing_ok=True)
     return count
+
+
+def open_records(path: str | Path) -> Any:
+    """The records of an ArrayRecord file: ``records[i]``, ``__getitems__``, a length.
+
+    Args:
+      path: The file.
+    """
+    from array_record.python import array_record_data_source  # heavy
+
+    return array_record_data_source.ArrayRecordDataSource([str(path)])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def eval_batches(
     process_count: int = 1,
     scale: float = 1.0,
     flatten: bool = False,
+    labelled: bool = True,
 ) -> Iterator[Batch]:
     """One pass over a source; the last batch is padded and masked.
 
@@ -41,6 +42,7 @@ def eval_batches(
       process_count: How many processes share each batch.
       scale: The inputs are divided by this; the same as in training.
       flatten: Yield [batch, features]; the same as in training.
+      labelled: False takes examples without labels too, to ask a teacher about them.
 
     Returns:
       An iterator of dicts of local NumPy arrays: ``inputs`` float32, ``labels`` int32,
@@ -58,11 +60,12 @@ def eval_batches(
     """
     check_not_empty("eval_batches", source)
     check_shards("eval_batches", batch_size, process_index, process_count)
-    check_labelled(
-        "eval_batches",
-        source,
-        "Evaluation is on labelled data: give it a part that has labels, or none.",
-    )
+    if labelled:
+        check_labelled(
+            "eval_batches",
+            source,
+            "Evaluation is on labelled data: give it a part that has labels, or none.",
+        )
     shard = Shard(batch_size, process_index, process_count)
     return _one_pass(source, shard, scale, flatten)
 

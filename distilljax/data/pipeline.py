@@ -158,6 +158,7 @@ class Loader:
         batch_size: int | None = None,
         process_index: int = 0,
         process_count: int = 1,
+        labelled: bool = True,
     ) -> Iterator[Batch]:
         """One pass as `eval_batches`, scaled and transformed, but never augmented."""
         transforms = self.eval_transforms
@@ -174,6 +175,7 @@ class Loader:
             process_count=process_count,
             scale=self.scale,
             flatten=self.flatten,
+            labelled=labelled,
         )
 
     def _check(self, source: Source, process_index: int, process_count: int) -> None:

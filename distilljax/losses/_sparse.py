@@ -171,6 +171,28 @@ class SampledLogits:
                 num_samples,
                 "About 50 draws come close to the dense teacher.",
             )
+        shape = (*jnp.shape(logits)[:-1], num_samples)
+        points = jax.random.uniform(key, shape, numerics.compute_dtype(logits))
+        return cls.at(points, logits, proposal_temperature)
+
+    @classmethod
+    def at(
+        cls,
+        points: Float[Array, "*batch n"],
+        logits: Float[Array, "*batch classes"],
+        proposal_temperature: float = 1.0,
+    ) -> SampledLogits:
+        """The draws that `draw` makes of given uniform numbers.
+
+        For numbers that belong to a position and not to the batch that it is in.
+
+        Args:
+          points: Independent and uniform in [0, 1).
+          logits: As those of `draw`.
+          proposal_temperature: As that of `draw`.
+        """
+        check_logits("SampledLogits.at", logits=logits)
+        check_temperature("SampledLogits.at", proposal_temperature)
         dtype = numerics.compute_dtype(logits)
         logits = jax.lax.stop_gradient(jnp.asarray(logits).astype(dtype))
         log_p = jax.nn.log_softmax(logits)
@@ -179,9 +201,10 @@ class SampledLogits:
         # [*batch, n, classes]. A class of probability 0 has no width and is not hit.
         bounds = jnp.cumsum(jnp.exp(proposal), axis=-1)
         flat = bounds.reshape(-1, bounds.shape[-1])
-        points = jax.random.uniform(key, (flat.shape[0], num_samples), dtype)
+        num_samples = points.shape[-1]
         total = flat[:, -1:]
         below = jnp.nextafter(total, jnp.zeros_like(total))
+        points = jnp.asarray(points).astype(dtype).reshape(-1, num_samples)
         points = jnp.minimum(points * total, below)
         ids = jax.vmap(lambda a, v: jnp.searchsorted(a, v, side="right"))(flat, points)
         ids = ids.astype(jnp.int32).reshape(*bounds.shape[:-1], num_samples)

@@ -7,4 +7,10 @@ under ``teacher``, for a step that is made with ``teacher_head=provider.head``.
 
 from __future__ import annotations
 
+from distilljax.teachers.cached import CachedTeacher as CachedTeacher
 from distilljax.teachers.provider import Provider as Provider
+from distilljax.teachers.signals import Dense as Dense
+from distilljax.teachers.signals import Hidden as Hidden
+from distilljax.teachers.signals import Sampled as Sampled
+from distilljax.teachers.signals import TopK as TopK
+from distilljax.teachers.store import SignalStore as SignalStore

@@ -151,6 +151,33 @@ class MixedRows:
         parts = [rows.fingerprint for rows in self._rows]
         return digest("Mixture", parts, self.shares.tolist())
 
+    @cached_property
+    def unit_parts(self) -> list[tuple[PackedRows, int]]:
+        """The rows of each part, and the number of the first of its pieces."""
+        counts = [rows.num_units for rows in self._rows]
+        firsts = np.concatenate([[0], np.cumsum(counts)[:-1]]).tolist()
+        return list(zip(self._rows, firsts, strict=True))
+
+    @property
+    def num_units(self) -> int:
+        """How many pieces all parts have."""
+        return sum(rows.num_units for rows in self._rows)
+
+    @property
+    def units_fingerprint(self) -> str:
+        """Of the pieces of all parts, whatever their shares."""
+        parts = {name: rows.units_fingerprint for name, rows in self.parts.items()}
+        return digest("Mixture", parts)
+
+    def units(
+        self, index: int
+    ) -> tuple[Int64[np.ndarray, " some"], Int64[np.ndarray, " some"]]:
+        """Which pieces lie in row ``index``, and how long each of them is."""
+        name, row = self.place(index)
+        rows, first = self.unit_parts[list(self.parts).index(name)]
+        which, places = rows.units(row)
+        return which + first, places
+
     def __len__(self) -> int:
         """How many rows an epoch has: until each part has been seen at least once."""
         return self._num_rows

@@ -173,6 +173,25 @@ class PackedRows:
         more = (c.max_tokens, c.repack, c.seed)
         return digest(self.store.fingerprint, how, more)
 
+    @property
+    def num_units(self) -> int:
+        """How many pieces there are: an epoch has each of them once."""
+        return len(self.plan.pieces)
+
+    @cached_property
+    def units_fingerprint(self) -> str:
+        """Of the pieces, whatever rows they are put into."""
+        c = self.config
+        how = (c.context, c.split, c.validation_fraction, c.long, c.min_tokens)
+        return digest("pieces", self.store.fingerprint, how, c.max_tokens)
+
+    def units(
+        self, index: int
+    ) -> tuple[Int64[np.ndarray, " some"], Int64[np.ndarray, " some"]]:
+        """Which pieces lie in row ``index``, in order, and how long each of them is."""
+        which = self._pieces(index)
+        return which, self.plan.pieces.places[which]
+
     def __len__(self) -> int:
         """How many rows an epoch has."""
         return self.plan.num_rows

@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 # Called with a title and a total, it gives a function that is told what is done.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Progress = Callable[..., AbstractContextManager[Callable[[int], None]]]
 
 _PATIENCE_SECS = 2.0
 _WIDTH = 30
 
 
 @contextlib.contextmanager
-def show_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def show_progress(
+    title: str, total: int, what: str = "documents"
+) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, and a line each minute in a log; after two seconds.
 
     Args:
       title: What is done.
-      total: How many documents there are.
+      total: How many there are of what is counted.
+      what: What that is, in the plural.
 
     Example:
       >>> with show_progress("tokenizing", 3) as advance:
@@ -39,7 +42,7 @@ def show_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         last, shown = now, True
         left = (now - start) * (total - done) / max(done, 1)
         filled = "#" * (_WIDTH * done // total)
-        text = f"{title} {done:,} of {total:,} documents, {left:.0f} s left"
+        text = f"{title} {done:,} of {total:,} {what}, {left:.0f} s left"
         if bar:
             text = f"\r[{filled:{_WIDTH}}] {text}\033[K"
         print(text, end="" if bar else "\n", file=sys.stderr, flush=True)

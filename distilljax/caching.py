@@ -1,0 +1,364 @@
+"""Asking a teacher once: from a config to a store that students are trained from.
+
+    cache(config, "runs/store", logits=Sampled(50))
+
+A store is written in shards, each of which appears when it is complete. A job that was
+killed goes on with the shards that are missing, with any number of processes, and ends
+in the same bytes. `manifest.json` is written last: without it there is no store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from distilljax._checks import check_count, fail
+from distilljax.asking import Asked
+from distilljax.config import Config, to_json
+from distilljax.data.array_record import write_records
+from distilljax.data.text.progress import Progress, show_progress
+from distilljax.data.units import num_units, units_fingerprint
+from distilljax.metrics import write_atomically
+from distilljax.programs import Programs
+from distilljax.resume import differences
+from distilljax.sharding import mesh_from_string
+from distilljax.teachers._records import pack_keys
+from distilljax.teachers.cached import CachedTeacher, check_unaugmented
+from distilljax.teachers.signals import Kind
+from distilljax.teachers.store import FORMAT, HEAD, MANIFEST, digest_of, sha256_of
+from distilljax.terms import split_heads
+from distilljax.workdir import locked, read_json, today, versions
+
+# Work is lost where a job is killed: at most a 64th of it, or so many bytes.
+_SHARDS, _SHARD_BYTES = 64, 2**26
+_WRITING = "writing.json"
+# What of a config decides what its teacher says.
+ASKED_PARTS = (
+    "teacher", "teacher_forward", "teacher_rules", "compute_dtype", "data", "loader",
+)  # fmt: skip
+
+
+def cache(
+    config: Config,
+    out: str | Path,
+    *,
+    logits: Kind | None,
+    features: Sequence[str] = (),
+    shard_rows: int | None = None,
+    programs: Programs | None = None,
+    progress: Progress = show_progress,
+) -> dict[str, Any]:
+    """Ask the teacher of a config about its training data, and keep what it says.
+
+    Args:
+      config: Its teacher, its data, and its loader's batches without augmentation.
+      out: Folder of the store. One that was begun goes on; one that is finished is left
+        as it is.
+      logits: What is kept of the logits; None: nothing.
+      features: Names of the features that are kept, as objectives name them.
+      shard_rows: Rows in a shard; None: a 64th of them, and at most 64 MiB.
+      programs: Compiled programs to share.
+      progress: Shows how far it is.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      ValueError: The config cannot be cached, or the folder is of another store.
+    """
+    _check(config, logits, features)
+    if isinstance(config.teacher, CachedTeacher):  # its students' config will do
+        config = replace(config, teacher=config.teacher.teacher)
+    out, mesh = Path(out), mesh_from_string(config.mesh)
+    with _alone(out), jax.set_mesh(mesh):
+        names = tuple(sorted(set(features)))
+        asked = Asked.of(config, mesh, logits, names, programs or Programs())
+        described = _described(asked)
+        described["shard_rows"] = shard_rows or _shard_rows(asked, out)
+        check_count("cache", "shard_rows", described["shard_rows"])
+        if (out / MANIFEST).is_file():
+            return _finished(out, described)
+        _begin(out, described)
+        shards = [
+            Shard(number, np.arange(start, min(start + rows, len(asked.cover))))
+            for rows in [described["shard_rows"]]
+            for number, start in enumerate(range(0, len(asked.cover), rows))
+        ]
+        _write(asked, out, shards, progress)
+        return _finish(asked, out, described, shards)
+
+
+def _alone(out: Path) -> contextlib.AbstractContextManager[Any]:
+    """Process 0 holds the folder for all."""
+    if jax.process_index() == 0:
+        return locked(out, (MANIFEST, _WRITING), "cache", "--out")
+    return contextlib.nullcontext()
+
+
+def _check(config: Config, logits: Kind | None, features: Sequence[str]) -> None:
+    if logits is None and not features:
+        remedy = "Pass logits=Sampled(50), say."
+        fail("cache", "signal", "be of logits, features, or both", "neither", remedy)
+    remedy = "Name the one that is to be asked; several have a store each."
+    teacher = config.teacher
+    if isinstance(teacher, CachedTeacher):
+        teacher = teacher.teacher
+    if teacher is None or isinstance(teacher, Mapping):
+        got = "none" if teacher is None else f"{len(teacher)} of them"
+        fail("cache", "the config's teacher", "be a single one", got, remedy)
+    check_unaugmented("cache", config.loader)
+
+
+# --- shards ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of the rows, in one file."""
+
+    number: int
+    rows: np.ndarray
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return f"shard-{self.number:05d}.array_record"
+
+    @property
+    def complete(self) -> str:
+        """The name of what says that it is complete, until the manifest does."""
+        return f"shard-{self.number:05d}.json"
+
+
+def _write(asked: Asked, out: Path, shards: list[Shard], progress: Progress) -> None:
+    """Write what is missing: each process a shard, and all run the teacher together."""
+    there = _agreed([(out / shard.complete).is_file() for shard in shards])
+    todo = [shard for shard, done in zip(shards, there, strict=True) if not done]
+    done = len(asked.cover) - sum(len(shard.rows) for shard in todo)
+    index, count = asked.reader["process_index"], asked.reader["process_count"]
+    with progress("asking the teacher", len(asked.cover), "rows") as advance:
+        for start in range(0, len(todo), count):
+            some = todo[start : start + count]
+            num_batches = -(-max(len(s.rows) for s in some) // asked.batch_size)
+
+            def step(rows: int, before: int = done, times: int = len(some)) -> None:
+                advance(min(before + rows * times, len(asked.cover)))
+
+            if index < len(some):
+                _write_shard(asked, out, some[index], num_batches, step)
+            else:  # it helps to compute
+                for _ in asked.said(some[0].rows, num_batches):
+                    pass
+            done += sum(len(shard.rows) for shard in some)
+    _wait("written")
+
+
+def _write_shard(
+    asked: Asked, out: Path, shard: Shard, num_batches: int, advance: Any
+) -> None:
+    counts = {"rows": 0, "units": 0, "positions": 0}
+    widest = 1
+
+    def records() -> Iterator[bytes]:
+        nonlocal widest
+        yield pack_keys([asked.cover.units(row).keys for row in shard.rows.tolist()])
+        for batch, said in asked.said(shard.rows, num_batches):
+            if "ids" in said["logits"]:
+                widest = max(widest, _most_distinct(said["logits"]["ids"]))
+            yield from asked.records(batch, said, counts)
+            advance(counts["rows"])
+
+    path = out / shard.file
+    write_records(path, records())
+    described = {"file": shard.file, "bytes": path.stat().st_size}
+    described |= {"sha256": sha256_of(path), **counts, "max_distinct": widest}
+    write_atomically(out / shard.complete, json.dumps(described) + "\n")
+
+
+def _most_distinct(ids: np.ndarray) -> int:
+    """The most different ids at a position."""
+    ordered = np.sort(ids, axis=-1)
+    return 1 + int((ordered[..., 1:] != ordered[..., :-1]).sum(axis=-1).max(initial=0))
+
+
+def _agreed(there: list[bool]) -> list[bool]:
+    """What process 0 finds: all processes must write as many shards."""
+    if jax.process_count() == 1:
+        return there
+    return multihost_utils.broadcast_one_to_all(np.array(there)).tolist()
+
+
+def _wait(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"distilljax cache {name}")
+
+
+# --- what the store says of itself ----------------------------------------------------
+
+
+def _described(asked: Asked) -> dict[str, Any]:
+    """The manifest as far as it is known before anything is written."""
+    config, kept, source = asked.config, asked.kept, asked.source
+    tokenizer = getattr(source, "tokenizer", None)
+    parts = {name: to_json(getattr(config, name)) for name in ASKED_PARTS}
+    logits = None
+    if asked.kind is not None:
+        logits = {
+            "kind": asked.kind.name,
+            "options": json.loads(json.dumps(asdict(asked.kind))),
+            "num_classes": kept.num_classes,
+            "arrays": kept.arrays,
+        }
+    return {
+        "format": FORMAT,
+        "signal": {
+            "logits": logits,
+            "features": kept.features,
+            "shape": list(kept.shape),
+        },
+        "teacher": {
+            "fingerprint": asked.teacher.fingerprint,
+            "num_classes": kept.num_classes,
+        },
+        "tokenizer": None
+        if tokenizer is None
+        else {
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "data": {
+            "fingerprint": units_fingerprint(source),
+            "num_units": num_units(source),
+        },
+        "licenses": config.licenses,
+        "config": parts,
+    }
+
+
+def _shard_rows(asked: Asked, out: Path) -> int:
+    """Of a store that was begun, as it was; else so that not much is ever lost."""
+    if (out / _WRITING).is_file():
+        return read_json(out / _WRITING)["shard_rows"]
+    kept = asked.kept
+    sizes = [
+        np.dtype(a["dtype"]).itemsize * int(np.prod(a["shape"], dtype=np.int64))
+        for a in (*kept.arrays.values(), *kept.features.values())
+    ]
+    row = max(1, sum(sizes) * int(np.prod(kept.shape, dtype=np.int64)))
+    rows = min(-(-len(asked.cover) // _SHARDS), _SHARD_BYTES // row)
+    batch = asked.config.eval_batch_size
+    return max(1, -(-rows // batch)) * batch
+
+
+def _begin(out: Path, described: dict[str, Any]) -> None:
+    """Write down what is written, or compare with what was begun."""
+    path = out / _WRITING
+    if path.is_file():
+        _check_same(path, read_json(path), described)
+    elif jax.process_index() == 0:
+        write_atomically(path, json.dumps(described, indent=1) + "\n")
+    _wait("begun")
+
+
+def _check_same(path: Path, before: dict[str, Any], described: dict[str, Any]) -> None:
+    # where things lie, and how the loader reads them, changes no answer
+    free = ("config.", "shard_rows", "versions")
+    found = differences({k: v for k, v in before.items() if k in described}, described)
+    found = {k: v for k, v in found.items() if not k.startswith(free)}
+    if found:
+        changed = "; ".join(f"{k}: {v}" for k, v in list(found.items())[:10])
+        fail(
+            "cache",
+            "--out",
+            "be of the same teacher, data and signal",
+            f"{str(path.parent)!r}, which differs in {changed}",
+            "Choose another folder.",
+        )
+
+
+def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any]:
+    manifest = read_json(out / MANIFEST)
+    _check_same(out / MANIFEST, _without_sizes(manifest), described)
+    return {**manifest, "already_finished": True}
+
+
+def _without_sizes(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as it was before anything was written."""
+    signal = dict(manifest["signal"])
+    if signal["logits"] is not None:
+        signal["logits"] = {**signal["logits"]}
+        signal["logits"].pop("max_distinct")
+    return {**manifest, "signal": signal}
+
+
+def _finish(
+    asked: Asked, out: Path, described: dict[str, Any], shards: list[Shard]
+) -> dict[str, Any]:
+    """The head, and the manifest, which makes it a store."""
+    head = _head(asked)
+    if jax.process_index() == 0:
+        found = [read_json(out / shard.complete) for shard in shards]
+        widest = max(shard.pop("max_distinct") for shard in found)
+        if described["signal"]["logits"] is not None:
+            described["signal"]["logits"]["max_distinct"] = widest
+        described["head"] = None if head is None else _write_head(out, head)
+        described["counts"] = {
+            name: sum(shard[name] for shard in found)
+            for name in ("rows", "units", "positions", "bytes")
+        }
+        described |= {"versions": versions(), "date": today(), "shards": found}
+        described["digest"] = digest_of(described)
+        text = json.dumps(described, indent=1) + "\n"
+        write_atomically(out / MANIFEST, text)
+        for name in (_WRITING, *(shard.complete for shard in shards)):
+            (out / name).unlink(missing_ok=True)
+    _wait("finished")
+    return read_json(out / MANIFEST)
+
+
+def _head(asked: Asked) -> Any:
+    """The kernel of the teacher's head, on the host; None if nothing needs it."""
+    if asked.kind is None or asked.kind.name != "hidden":
+        return None
+    batch, _ = asked.sent(next(asked.batches(np.zeros(1, np.int64))))
+
+    def head(state: Any, batch: Any) -> Any:
+        return split_heads(asked.outputs(state, batch))[1]
+
+    found = jax.jit(head)(asked.state, batch)
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(found, tiled=True)
+    return jax.device_get(found)
+
+
+def _write_head(out: Path, head: Any) -> dict[str, Any]:
+    arrays, numbers, data = [], {"tied": head.tied}, b""
+    for name in ("kernel", "bias", "softcap", "scale"):
+        value = getattr(head, name)
+        if value is None:
+            continue
+        x = np.asarray(value)
+        if x.ndim == 0:
+            numbers[name] = float(x)
+            continue
+        described = {"name": name, "dtype": str(x.dtype), "shape": list(x.shape)}
+        arrays.append({**described, "offset": len(data)})
+        data += np.ascontiguousarray(x).tobytes()
+    write_atomically(out / HEAD, data)
+    return {
+        "bytes": len(data),
+        "sha256": sha256_of(out / HEAD),
+        "arrays": arrays,
+        "numbers": numbers,
+    }
+
+
+__all__ = ["ASKED_PARTS", "Shard", "cache"]
