@@ -7,4 +7,6 @@ under ``teacher``, for a step that is made with ``teacher_head=provider.head``.
 
 from __future__ import annotations
 
+from distilljax.teachers._coding import SampledCoding as SampledCoding
+from distilljax.teachers._coding import TopKCoding as TopKCoding
 from distilljax.teachers.provider import Provider as Provider
