@@ -309,11 +309,12 @@ class TopKCoding:
         log_probs: Float32[np.ndarray, "positions k"],
         log_tail: Float32[np.ndarray, "positions temperatures"],
     ) -> Float32[np.ndarray, " positions"]:
-        """The sum at temperature 1 of all probabilities; 1 if it is not in the grid."""
-        if 1.0 not in self.temperatures:
-            return np.ones(len(log_probs), np.float32)
-        tail = log_tail[:, self.temperatures.index(1.0)]
-        return np.exp(log_probs).sum(axis=1) + np.exp(tail)
+        """All probabilities at temperature 1; at least 1 if the tail is unknown."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.exp(log_probs).sum(axis=1)
+            if 1.0 not in self.temperatures:
+                return np.maximum(total, 1)
+            return total + np.exp(log_tail[:, self.temperatures.index(1.0)])
 
     def _check_numbers(
         self, function: str, positions: int, log_probs: Any, log_tail: Any

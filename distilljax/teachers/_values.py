@@ -125,7 +125,7 @@ def from_float32(
 
 
 def _octets(x: Any) -> Any:
-    return np.ascontiguousarray(x).view(np.uint8).reshape(len(x), -1)
+    return np.ascontiguousarray(x).view(np.uint8)
 
 
 def _numbers(octets: Any, dtype: str) -> Any:
