@@ -1,10 +1,10 @@
 """What a token of a teacher's sparse signal takes on disk, in time, and in nats.
 
-    python benchmarks/store_coding.py             # prints JSON; about two minutes
+    python benchmarks/store_coding.py             # prints JSON; half a minute
     python benchmarks/store_coding.py --out benchmarks/results/store_coding.json
 
-Bytes are those of random classes of a vocabulary of 151,936, which no coding of sets can
-make much smaller. Speeds are those of one core: records are written one by one, and
+Bytes are those of random classes of a vocabulary of 151,936, which no coding of sets
+can make much smaller. Speeds are those of one core: records are written one by one, and
 read by the batch, as a training run does; the best of several rounds. The cost is the
 KL between the signal and what is read of it, the tail as one class, at each
 temperature of the grid, over rows that fall as Zipf's law from very peaked to flat.
