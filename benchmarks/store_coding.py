@@ -112,9 +112,7 @@ def signal(rng: np.random.Generator, rows: int, own: float, k: int) -> Any:
     return ids, log_probs, np.stack(tails, axis=1).astype(np.float32)
 
 
-def divergence(
-    true: tuple[np.ndarray, np.ndarray], read: tuple[np.ndarray, np.ndarray], g: int
-) -> np.ndarray:
+def divergence(true: list[np.ndarray], read: list[np.ndarray], g: int) -> np.ndarray:
     """KL at a temperature of the grid, of k classes and the tail."""
     both = []
     for log_probs, log_tail in (true, read):
@@ -134,7 +132,7 @@ def cost(coding: TopKCoding, num_seeds: int, rows: int) -> dict[str, Any]:
             record = coding.encode(ids, *true)
             _, *read = coding.decode([record], np.array([rows]))
             for g, found_at in enumerate(kls):
-                found_at.append(divergence(tuple(true), tuple(read), g))
+                found_at.append(divergence(true, read, g))
         found[name] = {
             str(temperature): {
                 "mean": float(f"{np.mean(kl):.2g}"),
