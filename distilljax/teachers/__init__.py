@@ -7,6 +7,8 @@ under ``teacher``, for a step that is made with ``teacher_head=provider.head``.
 
 from __future__ import annotations
 
+from distilljax.teachers._coding import SampledCoding as SampledCoding
+from distilljax.teachers._coding import TopKCoding as TopKCoding
 from distilljax.teachers.cached import CachedTeacher as CachedTeacher
 from distilljax.teachers.provider import Provider as Provider
 from distilljax.teachers.signals import Dense as Dense
