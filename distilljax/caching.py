@@ -37,8 +37,8 @@ from distilljax.teachers.store import FORMAT, HEAD, MANIFEST, digest_of, sha256_
 from distilljax.terms import split_heads
 from distilljax.workdir import locked, read_json, today, versions
 
-# Work is lost where a job is killed: at most a 64th of it, or so many bytes.
-_SHARDS, _SHARD_BYTES = 64, 2**26
+# A killed job loses a shard: a 64th of the work, but a file is not very small or large.
+_SHARDS, _SHARD_BYTES = 64, (2**20, 2**26)
 _WRITING = "writing.json"
 # What of a config decides what its teacher says.
 ASKED_PARTS = (
@@ -247,15 +247,15 @@ def _shard_rows(asked: Asked, out: Path) -> int:
     """Of a store that was begun, as it was; else so that not much is ever lost."""
     if (out / _WRITING).is_file():
         return read_json(out / _WRITING)["shard_rows"]
-    kept = asked.kept
-    sizes = [
-        np.dtype(a["dtype"]).itemsize * int(np.prod(a["shape"], dtype=np.int64))
-        for a in (*kept.arrays.values(), *kept.features.values())
-    ]
-    row = max(1, sum(sizes) * int(np.prod(kept.shape, dtype=np.int64)))
-    rows = min(-(-len(asked.cover) // _SHARDS), _SHARD_BYTES // row)
-    batch = asked.config.eval_batch_size
-    return max(1, -(-rows // batch)) * batch
+    some = np.arange(min(asked.batch_size, len(asked.cover)))
+    counts = {"rows": 0, "units": 0, "positions": 0}
+    ((batch, said),) = asked.said(some, 1)
+    row = sum(map(len, asked.records(batch, said, counts))) / len(some)
+    least, most = (max(1, int(size / row)) for size in _SHARD_BYTES)
+    rows = min(max(-(-len(asked.cover) // _SHARDS), least), most)
+    if jax.process_count() > 1:
+        rows = int(multihost_utils.broadcast_one_to_all(np.int32(rows)))
+    return -(-rows // asked.config.eval_batch_size) * asked.config.eval_batch_size
 
 
 def _begin(out: Path, described: dict[str, Any]) -> None:

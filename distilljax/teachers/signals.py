@@ -213,8 +213,10 @@ class _Sampled:
 
     def decode(self, records: Sequence[bytes], positions: np.ndarray) -> Arrays:
         ids, counts = self.inner.decode(records, positions, self.width)
-        weights = np.log(np.arange(self.inner.num_samples + 1) / self.inner.num_samples)
-        return {"ids": ids, "log_weights": weights.astype(np.float32)[counts]}
+        n = self.inner.num_samples
+        weights = np.log(np.arange(1, n + 1) / n)
+        table = np.concatenate([[-np.inf], weights]).astype(np.float32)
+        return {"ids": ids, "log_weights": table[counts]}
 
 
 @dataclass(frozen=True)
