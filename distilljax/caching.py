@@ -35,6 +35,7 @@ from distilljax.teachers.cached import CachedTeacher, check_unaugmented
 from distilljax.teachers.signals import Kind
 from distilljax.teachers.store import FORMAT, HEAD, MANIFEST, digest_of, sha256_of
 from distilljax.terms import split_heads
+from distilljax.verifying import coding_kl
 from distilljax.workdir import locked, read_json, today, versions
 
 # A killed job loses a shard: a 64th of the work, but a file is not very small or large.
@@ -92,6 +93,7 @@ def cache(
             for rows in [described["shard_rows"]]
             for number, start in enumerate(range(0, len(asked.cover), rows))
         ]
+        described["coding_kl"] = coding_kl(asked)
         _write(asked, out, shards, progress)
         return _finish(asked, out, described, shards)
 

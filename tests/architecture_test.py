@@ -36,7 +36,7 @@ LAYERS = [
     },
     {"resume", "not_finite"},
     {"train", "run", "programs", "pair", "vocabulary", "workdir", "evaluation",
-     "planning", "asking", "caching"},
+     "planning", "asking", "caching", "verifying"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
@@ -54,6 +54,9 @@ SIBLINGS = {
     ("asking", "programs"): "a teacher is loaded as for a run",
     ("caching", "asking"): "a store is what a teacher answers",
     ("caching", "programs"): "several stores share a loaded teacher",
+    ("caching", "verifying"): "a store says what its coding costs",
+    ("verifying", "asking"): "a store is compared with its teacher's answers",
+    ("verifying", "programs"): "several stores share a loaded teacher",
     ("caching", "workdir"): "a store is written by one command at a time",
     ("train", "run"): "the loop is the order in which the parts of a run act",
     ("train", "programs"): "the loop shares the programs of several runs",

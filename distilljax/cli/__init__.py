@@ -12,6 +12,7 @@ from types import TracebackType
 VERBS = {
     "train": "train a student (or a teacher), or resume: CONFIG --workdir W",
     "data": "show what is in the data, and what of it is learnt: CONFIG",
+    "cache": "ask the teacher once and keep what it says: CONFIG --out DIR --kind K",
     "evaluate": "measure a trained run on a split: CONFIG --workdir W --split test",
     "report": "compare runs with each other and with their teacher: W...",
 }

@@ -38,13 +38,20 @@ class Planned:
 # --- the verb's own flags -------------------------------------------------------------
 
 
-def make_parser(verb: str, description: str, *, workdir: bool = True) -> ArgumentParser:
+def make_parser(
+    verb: str,
+    description: str,
+    *,
+    workdir: bool = True,
+    processes: bool | None = None,
+) -> ArgumentParser:
     """A parser for what is not a field of the config; those are left to `override`.
 
     Args:
       verb: Of which command.
       description: What it does.
       workdir: False for a command that has no run.
+      processes: Whether it may be one of several processes; None: if it has a run.
     """
     where = "--workdir W " if workdir else ""
     parser = ArgumentParser(
@@ -66,7 +73,7 @@ def make_parser(verb: str, description: str, *, workdir: bool = True) -> Argumen
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and the config's fields"
     )
-    if not workdir:
+    if not (workdir if processes is None else processes):
         return parser
     several = parser.add_argument_group("several processes (TPU slices, GPU nodes)")
     several.add_argument(
