@@ -19,6 +19,7 @@ from distilljax.config import Config
 from distilljax.data.prefetch import this_process
 from distilljax.data.sources import Subset
 from distilljax.data.units import Cover
+from distilljax.losses import LinearHead
 from distilljax.programs import Programs
 from distilljax.sharding import batch_sharding
 from distilljax.teachers._records import Unit, checks_of, pack, parts_of
@@ -112,7 +113,7 @@ class Asked:
         outputs = self.outputs(state, batch)
         features = {name: outputs.features[name] for name in self.features}
         logits = {} if self.kind is None else self.kind.of(outputs.logits, rows)
-        return {"logits": logits, "features": features}
+        return {"logits": logits, "features": features, "bad": _bad(outputs.logits)}
 
     @cached_property
     def _program(self) -> Any:
@@ -226,6 +227,7 @@ class Asked:
                 continue
             units = self.cover.units(row)
             flat = mask[at].reshape(-1)
+            self._check_numbers(row, at, said, flat)
             checks = checks_of(units, {k: x[at] for k, x in batch.items()}, flat)
             kept = []
             for key, part, check in zip(
@@ -236,6 +238,18 @@ class Asked:
             counts["units"] += len(kept)
             counts["rows"] += 1
             yield pack(kept)
+
+    def _check_numbers(self, row: int, at: int, said: Any, flat: np.ndarray) -> None:
+        """What is learnt later is a number now."""
+        bad = said["bad"] is not None and np.any(said["bad"][at].reshape(-1) & flat)
+        if bad or any(np.isnan(x[at]).any() for x in said["features"].values()):
+            fail(
+                "cache",
+                f"what the teacher says of row {row}, example {self.cover.where(row)},",
+                "be numbers",
+                "nan or inf",
+                "Leave the example out, or run the teacher in float32.",
+            )
 
     def _unit(self, said: Any, at: int, part: np.ndarray) -> bytes:
         """What is kept of some positions of a row."""
@@ -253,6 +267,15 @@ class Asked:
             arrays = {name: at_positions(x) for name, x in said["logits"].items()}
             data.append(self.coding.encode(arrays))
         return b"".join(data)
+
+
+def _bad(logits: Any) -> Any:
+    """Where no distribution can be made of them; None if there are none."""
+    if logits is None:
+        return None
+    if isinstance(logits, LinearHead):
+        return ~jnp.isfinite(logits.hidden).all(axis=-1)
+    return (jnp.isnan(logits) | jnp.isposinf(logits)).any(axis=-1)
 
 
 def _lead(logits: Any, batch: dict[str, Any]) -> tuple[int, ...]:

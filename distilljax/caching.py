@@ -10,6 +10,7 @@ in the same bytes. `manifest.json` is written last: without it there is no store
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +34,14 @@ from distilljax.sharding import mesh_from_string
 from distilljax.teachers._records import pack_keys
 from distilljax.teachers.cached import CachedTeacher, check_unaugmented
 from distilljax.teachers.signals import Kind
-from distilljax.teachers.store import FORMAT, HEAD, MANIFEST, digest_of, sha256_of
+from distilljax.teachers.store import (
+    FORMAT,
+    HEAD,
+    MANIFEST,
+    digest_of,
+    read_manifest,
+    sha256_of,
+)
 from distilljax.terms import split_heads
 from distilljax.verifying import coding_kl
 from distilljax.workdir import locked, read_json, today, versions
@@ -85,8 +93,8 @@ def cache(
         described = _described(asked)
         described["shard_rows"] = shard_rows or _shard_rows(asked, out)
         check_count("cache", "shard_rows", described["shard_rows"])
-        if (out / MANIFEST).is_file():
-            return _finished(out, described)
+        if (out / MANIFEST).is_file() and (done := _finished(out, described)):
+            return done
         _begin(out, described)
         shards = [
             Shard(number, np.arange(start, min(start + rows, len(asked.cover))))
@@ -267,6 +275,9 @@ def _begin(out: Path, described: dict[str, Any]) -> None:
         _check_same(path, read_json(path), described)
     elif jax.process_index() == 0:
         write_atomically(path, json.dumps(described, indent=1) + "\n")
+    if jax.process_index() == 0:
+        for left in (*out.glob(".*.incomplete-*"), *out.glob(".*.tmp")):
+            left.unlink()  # by a process that was killed: this one has the lock
     _wait("begun")
 
 
@@ -286,19 +297,24 @@ def _check_same(path: Path, before: dict[str, Any], described: dict[str, Any]) -
         )
 
 
-def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any]:
-    manifest = read_json(out / MANIFEST)
-    _check_same(out / MANIFEST, _without_sizes(manifest), described)
-    return {**manifest, "already_finished": True}
-
-
-def _without_sizes(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as it was before anything was written."""
-    signal = dict(manifest["signal"])
-    if signal["logits"] is not None:
-        signal["logits"] = {**signal["logits"]}
-        signal["logits"].pop("max_distinct")
-    return {**manifest, "signal": signal}
+def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest; None if files are missing: the store is then one that was begun."""
+    manifest = read_manifest(out)
+    before = copy.deepcopy(manifest)
+    widest = (before["signal"]["logits"] or {}).pop("max_distinct", 1)
+    _check_same(out / MANIFEST, before, described)
+    if all((out / shard["file"]).is_file() for shard in manifest["shards"]):
+        return {**manifest, "already_finished": True}
+    described["shard_rows"] = manifest["shard_rows"]
+    if jax.process_index() == 0:
+        for shard in manifest["shards"]:
+            if (path := out / shard["file"]).is_file():
+                text = json.dumps({**shard, "max_distinct": widest}) + "\n"
+                write_atomically(path.with_suffix(".json"), text)
+        write_atomically(out / _WRITING, json.dumps(described, indent=1) + "\n")
+        (out / MANIFEST).unlink()
+    _wait("begun again")
+    return None
 
 
 def _finish(

@@ -759,7 +759,8 @@ def test_outputs_in_the_batch_are_as_good_as_a_teacher_in_the_step(accumulate):
         return nnx.state(student, nnx.Param), metrics
 
     sent, head = split_heads(forward(None, None))
-    assert sent.logits.kernel is None and head.hidden is None
+    assert sent.logits.kernel is None
+    assert head.hidden is None
     got, metrics = update(None, {**batch, "teacher": sent}, teacher_head=head)
     if accumulate == 1:
         want, _ = update({}, batch, teacher_forward=forward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -146,6 +147,10 @@ def write_records(path: str | Path, records: Iterable[bytes]) -> int:
             count += 1
         writer.close()
         partial.replace(path)
+    except RuntimeError as error:
+        if "No space left on device" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
     finally:
         if writer.is_open():
             writer.close()

@@ -95,6 +95,10 @@ class Cover:
         rows, first = self._parts[part]
         return rows, row - int(self._starts[part]), first
 
+    def where(self, row: int) -> int:
+        """Which example of its part a row is."""
+        return self._place(row)[1]
+
     def __getitem__(self, row: int) -> Example:
         """A row."""
         rows, index, _ = self._place(row)

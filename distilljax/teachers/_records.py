@@ -114,9 +114,7 @@ def _spans(places: np.ndarray) -> list[slice]:
     return list(map(slice, (ends - places).tolist(), ends.tolist()))
 
 
-def checks_of(
-    units: Units, example: Mapping[str, np.ndarray], mask: np.ndarray
-) -> list[int]:
+def checks_of(units: Units, example: Mapping[str, Any], mask: np.ndarray) -> list[int]:
     """A checksum of each unit as the teacher saw it: it tells another text apart.
 
     Args:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ Arrays = dict[str, np.ndarray]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
+@runtime_checkable
 class Coding(Protocol):
     """Arrays of positions as bytes, and back."""
 

@@ -274,8 +274,8 @@ class SignalStore:
                 f"the shard {str(self._path(number))!r}",
                 "be as it was written",
                 got,
-                "Remove the shard and the manifest, and run the command that wrote the "
-                "store again: it writes what is missing.",
+                "Remove it, and run the command that wrote the store again: it writes "
+                "what is missing.",
             )
         except ValueError as error:
             raise error from cause
@@ -303,8 +303,8 @@ class SignalStore:
             f"the file {str(path)!r}",
             "be as it was written",
             got,
-            f"Restore it; or remove it and {MANIFEST}, and run the command that wrote "
-            "the store again: it writes what is missing.",
+            "Restore it; or remove it, and run the command that wrote the store again: "
+            "it writes what is missing.",
         )
 
 
