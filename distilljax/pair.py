@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,10 @@ from distilljax.evaluation.evaluate import Evaluation, Evaluator
 from distilljax.evaluation.measures import of_text
 from distilljax.losses import LinearHead
 from distilljax.losses._heads import map_positions
-from distilljax.sharding import batch_sharding, tree_shardings
-from distilljax.terms import as_one_teacher, as_outputs, as_teacher
+from distilljax.sharding import Rule, batch_sharding, tree_shardings
+from distilljax.teachers import StreamedTeacher
+from distilljax.teachers.placed import placed_teachers, teacher_meshes
+from distilljax.terms import as_one_teacher, as_outputs, as_teacher, complete_teacher
 from distilljax.workdir import fingerprint
 
 # Under which key an evaluation finds them in its batches; no example has such a key.
@@ -57,6 +59,21 @@ class Teacher:
     apply: Callable[[Any, Any], Any]
     state: Any
     fingerprint: str
+    mesh: Mesh | None = None  # its own, if it is not the student's
+    away: StreamedTeacher | None = None  # the same, if it is no part of the step
+
+    def beside(self) -> Teacher:
+        """It where the student is: of one that is away, only its head."""
+        if self.away is None:
+            return self
+        return dataclasses.replace(self, apply=complete_teacher, state=None, away=None)
+
+    def on_one_mesh(self) -> Any:
+        """Its state; that of several, each on devices of its own, is brought there."""
+        devices = [x.sharding.device_set for x in jax.tree.leaves(self.state)]
+        if self.mesh is None or all(own == devices[0] for own in devices):
+            return self.state
+        return jax.device_put(self.state, tree_shardings(self.state, self.mesh))
 
     def logits(self, state: Any, batch: Any) -> Any:
         """Its logits, of several teachers those of their mean; None if it has none."""
@@ -72,17 +89,39 @@ class Teacher:
     @classmethod
     def load(cls, config: Config, mesh: Mesh) -> Teacher:
         """Build it with the config's own call, onto the mesh."""
-        rules = config.teacher_rules
-        if isinstance(config.teacher, Mapping):
-            module = {name: make(mesh, rules) for name, make in config.teacher.items()}
-        else:
-            module = config.teacher(mesh, rules)
-        # what was built elsewhere would be sent again in every step
-        arrays = nnx.state(_one_module(module))
+        rules, forward = config.teacher_rules, config.teacher_forward
+        own = teacher_meshes(config.teacher, config.mesh, mesh)
+        several = isinstance(config.teacher, Mapping)
+        makes = config.teacher if several else {None: config.teacher}
+        made = {
+            name: make_on(make, own.get(name, mesh), rules)
+            for name, make in (
+                config.teacher if several else {None: config.teacher}
+            ).items()
+        }
+        module = made if several else made[None]
+        apply, state = freeze(*teacher_with_features(module, forward))
+        on, away = next(iter(own.values()), None), None
+        if any(not part.in_step for part in placed_teachers(config.teacher).values()):
+            away = StreamedTeacher(
+                module,
+                forward,
+                mesh=own if several else own[None],
+                sharding=batch_sharding(mesh),
+                features=(),
+            )
+        return cls(module, apply, state, fingerprint(state), on, away)
+
+
+def make_on(make: Any, mesh: Mesh, rules: Sequence[Rule]) -> nnx.Module:
+    """A teacher on a mesh: by these rules, or where it has put itself there."""
+    module, devices = make(mesh, rules), set(mesh.devices.flat)
+    # what was built elsewhere would be sent again in every step
+    arrays = nnx.state(module)
+    if rules or any(x.sharding.device_set != devices for x in jax.tree.leaves(arrays)):
         shardings = tree_shardings(arrays, mesh, rules)
-        nnx.update(_one_module(module), jax.device_put(arrays, shardings))
-        apply, state = freeze(*teacher_with_features(module, config.teacher_forward))
-        return cls(module, apply, state, fingerprint(state))
+        nnx.update(module, jax.device_put(arrays, shardings))
+    return module
 
 
 def _one_module(teacher: Any) -> Any:
@@ -158,12 +197,13 @@ class Student:
         self._kept: dict[Any, list[Any]] = {}
         self._teacher_head: tuple[Any] | None = None
         if teacher is not None:
+            here = teacher.beside()
             self._teacher_logits = jax.jit(
-                lambda state, batch: _split_head(teacher.logits(state, batch))[0],
+                lambda state, batch: _split_head(here.logits(state, batch))[0],
                 out_shardings=self._sharding,
             )
             self._head = jax.jit(
-                lambda state, batch: _split_head(teacher.logits(state, batch))[1]
+                lambda state, batch: _split_head(here.logits(state, batch))[1]
             )
 
     def num_classes(self, batch: Any) -> int | None:
@@ -247,15 +287,16 @@ class Student:
         kept = self._kept.get(key, [])
         found, size = [], 0
         for number, batch in enumerate(batches):
+            state, seen = teacher.state, batch
+            if teacher.away is not None and not (kept and self._teacher_head):
+                state = teacher.away.find_head(batch)
+                seen = teacher.away.with_outputs(batch)
             if self._teacher_head is None:
-                head = jax.eval_shape(self._head, teacher.state, batch)
+                head = jax.eval_shape(self._head, state, seen)
                 if head is not None:
-                    head = self._head(teacher.state, batch)
+                    head = self._head(state, seen)
                 self._teacher_head = (head,)
-            if kept:
-                logits = kept[number]
-            else:
-                logits = self._teacher_logits(teacher.state, batch)
+            logits = kept[number] if kept else self._teacher_logits(state, seen)
             jax.block_until_ready(logits)  # simulated devices run one program at a time
             size += sum(x.nbytes for x in jax.tree.leaves(logits))
             found = [*found, logits] if size <= KEPT_BYTES else []
@@ -313,7 +354,8 @@ class Student:
                 frozen = nnx.merge(*nnx.split(teacher.module))
                 frozen.eval()
                 forward = config.teacher_forward or default_teacher_forward
-                self._probed[key] = _probed(config.probes, frozen, forward)
+                with jax.set_mesh(teacher.mesh or self._sharding.mesh):
+                    self._probed[key] = _probed(config.probes, frozen, forward)
             found["teacher"] = self._probed[key]
         return found
 
@@ -333,7 +375,7 @@ class Student:
                 )
                 models["teacher"] = Model(
                     lambda state, batch: _predictions(teacher.logits(state, batch)),
-                    teacher.state,
+                    teacher.on_one_mesh(),
                     own,
                 )
             self._costs = costs(models, example)

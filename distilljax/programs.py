@@ -20,15 +20,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distilljax._checks import fail
-from distilljax._functional import default_teacher_forward
+from distilljax._functional import Forward, default_teacher_forward
+from distilljax._objective import features_of
 from distilljax.config import Config, to_json
 from distilljax.data import Source, load_in_memory
 from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.pair import Student, Teacher, key_of, make_student, starts_from_files
-from distilljax.sharding import batch_axes
-from distilljax.teachers import CachedTeacher, Provider
+from distilljax.sharding import batch_axes, batch_sharding
+from distilljax.teachers import CachedTeacher, Provider, StreamedTeacher
 from distilljax.teachers.cached import check_unaugmented
+from distilljax.teachers.placed import placed_teachers, teacher_meshes, within
 from distilljax.workdir import placed
 
 # The fields of a config that each of them depends on.
@@ -100,7 +102,13 @@ class Programs:
           mesh: The student's devices.
           source: Its opened training data.
         """
-        if not isinstance(config.teacher, CachedTeacher) or not uses_teacher(config):
+        if not isinstance(config.teacher, CachedTeacher):
+            teacher = self.teacher(config, mesh)
+            if teacher is None or teacher.away is None or not uses_teacher(config):
+                return None
+            key = key_of("provider", config, (*TRAINING_PARTS, "loader"))
+            return self._once(key, lambda: streamed(config, teacher, mesh, source))
+        if not uses_teacher(config):
             return None
         check_unaugmented("train", config.loader)
         named = to_json(config.teacher) | {"teacher": None}
@@ -121,9 +129,37 @@ class Programs:
         )
 
 
+def streamed(
+    config: Config, teacher: Teacher, mesh: Mesh, source: Source
+) -> StreamedTeacher:
+    """A placed teacher as the provider of a run."""
+    meshes = teacher_meshes(config.teacher, config.mesh, mesh)
+    names = features_of(config.objective, "teacher")
+    dtype = config.compute_dtype
+    return StreamedTeacher(
+        teacher.module,
+        config.teacher_forward,
+        mesh=meshes.get(None, meshes),
+        sharding=batch_sharding(mesh),
+        depth=max(part.depth for part in placed_teachers(config.teacher).values()),
+        features=names or None,
+        compute_dtype=None if dtype == "float32" else jnp.dtype(dtype),
+        example=next(config.loader.eval_batches(source, batch_size=1)),
+        fingerprint=teacher.fingerprint,
+    )
+
+
 def uses_teacher(config: Config) -> bool:
     """False if the objective needs no teacher: then nothing is paid for one."""
     return getattr(config.objective, "uses_teacher", True)
+
+
+def forward_in_step(config: Config, teacher: Teacher | None) -> Forward:
+    """The teacher's forward; of one with its own sharding, on its own mesh."""
+    forward = config.teacher_forward or default_teacher_forward
+    if teacher is None or teacher.mesh is None or teacher.away is not None:
+        return forward
+    return within(teacher.mesh, forward)
 
 
 class Training:
@@ -146,7 +182,7 @@ class Training:
             student=student.abstract,
             tx=config.optimizer(),
             student_forward=student.forward,
-            teacher_forward=config.teacher_forward or default_teacher_forward,
+            teacher_forward=forward_in_step(config, teacher),
             trainable=student.trainable,
             accumulate=config.accumulate,
             compute_dtype=jnp.dtype(config.compute_dtype)
@@ -209,6 +245,9 @@ def batch_shapes(batch: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
 
 def check_sizes(config: Config, mesh: Mesh) -> None:
     """Batches divide evenly over the devices, and into microbatches."""
+    teachers = teacher_meshes(config.teacher, config.mesh, mesh)
+    parts = placed_teachers(config.teacher)
+    away = max([teachers[n].size for n in parts if not parts[n].in_step], default=1)
     shards = prod(mesh.shape[axis] for axis in batch_axes(mesh))
     for name, size, parts in (
         ("loader.batch_size", config.loader.batch_size, config.accumulate),
@@ -222,4 +261,12 @@ def check_sizes(config: Config, mesh: Mesh) -> None:
                 f"be a multiple of data x fsdp = {shards} devices{times}",
                 size,
                 f"Change it, accumulate, or the mesh, {config.mesh!r}.",
+            )
+        if size % away:
+            fail(
+                "train",
+                name,
+                f"be a multiple of the teacher's devices, {away}",
+                size,
+                "Change it, or --teacher.mesh: each of them sends rows of its own.",
             )

@@ -1,0 +1,153 @@
+"""Arrays from the devices of one mesh to those of another, never through the host.
+
+`jax.device_put` goes that way only where every shard of the result is a shard of what
+is sent; otherwise it fetches the whole array, waits for it, and sends it again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from distilljax._checks import fail
+from distilljax.sharding import batch_axes
+
+REMEDY = (
+    "Give the teacher devices of every process (2 of each 4, say: "
+    '--teacher.devices "2:4,6:8"), or its own sharding on all devices, in the '
+    "student's program (--teacher.in-step)."
+)
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over all devices of a mesh: each holds rows that no other has.
+
+    Over `tensor` too, which splits no batch: what leaves a mesh leaves it once.
+
+    Example:
+      >>> from distilljax.sharding import mesh_from_string
+      >>> row_sharding(mesh_from_string("tensor=1", jax.devices()[:1])).spec
+      P(('data', 'fsdp', 'tensor'),)
+    """
+    return NamedSharding(mesh, PartitionSpec((*batch_axes(mesh), "tensor")))
+
+
+def move_rows(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays whose leading axis is the batch, with another sharding of that axis.
+
+    Asynchronous. Every process sends what its own devices hold to its own devices.
+
+    Args:
+      tree: Arrays, split over their leading axis alone, or whole.
+      sharding: Of the results: over the leading axis alone, or whole.
+
+    Raises:
+      ValueError: A device of this process needs rows that another process holds.
+
+    Example:
+      >>> from distilljax.sharding import mesh_from_string
+      >>> mesh = mesh_from_string("data=1", jax.devices()[:1])
+      >>> moved = move_rows({"tokens": jnp.arange(3)}, row_sharding(mesh))
+      >>> moved["tokens"].sharding.spec
+      P(('data', 'fsdp', 'tensor'),)
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    first = next(iter(leaves), None)
+    if first is None:
+        return tree
+    if isinstance(first, jax.Array) and first.committed:
+        if first.sharding.device_set == sharding.device_set:
+            return _resharded(sharding)(tree)
+        return structure.unflatten([_moved(x, sharding) for x in leaves])
+    return jax.device_put(tree, sharding)
+
+
+@functools.cache
+def _resharded(sharding: NamedSharding) -> Any:
+    # on the same devices it is a program, with the collectives that it takes
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+def _rows(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+    start, stop, _ = index[0].indices(shape[0])
+    return start, stop
+
+
+def _moved(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Shard by shard: rows are cut where they lie, and joined where they arrive."""
+    held = {_rows(s.index, x.shape): s.data for s in x.addressable_shards}
+    targets = sharding.addressable_devices_indices_map(x.shape)
+    pieces, devices = [], []
+    for device, index in targets.items():
+        for piece in _cut(held, *_rows(index, x.shape)):
+            pieces.append(piece)
+            devices.append(device)
+    arrived: dict[Any, list[jax.Array]] = {}
+    for piece, device in zip(jax.device_put(pieces, devices), devices, strict=True):
+        arrived.setdefault(device, []).append(piece)
+    shards = [
+        parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        for parts in arrived.values()
+    ]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+
+
+def _cut(
+    held: dict[tuple[int, int], jax.Array], start: int, stop: int
+) -> Sequence[jax.Array]:
+    """The pieces of which rows are made, in order."""
+    if (start, stop) in held:
+        return [held[start, stop]]
+    found = []
+    for (first, end), data in sorted(held.items(), key=lambda item: item[0]):
+        if first <= start < end:
+            last = min(end, stop)
+            found.append(jax.lax.slice_in_dim(data, start - first, last - first))
+            start = last
+    if start < stop:
+        _refuse_other_processes()
+    return found
+
+
+def check_reach(source: NamedSharding, target: NamedSharding, rows: int) -> None:
+    """Raise if rows would have to cross from one process to another.
+
+    Args:
+      source: Where they lie.
+      target: Where they are to lie.
+      rows: Of a batch.
+    """
+
+    def spans(sharding: NamedSharding) -> dict[int, list[tuple[int, int]]]:
+        found: dict[int, list[tuple[int, int]]] = {}
+        for device, index in sharding.devices_indices_map((rows,)).items():
+            span = _rows(index, (rows,))
+            found.setdefault(device.process_index, []).append(span)
+        return found
+
+    held = spans(source)
+    for process, wanted in spans(target).items():
+        have = np.zeros(rows, bool)
+        for start, stop in held.get(process, []):
+            have[start:stop] = True
+        if not all(have[start:stop].all() for start, stop in wanted):
+            _refuse_other_processes()
+
+
+def _refuse_other_processes() -> None:
+    fail(
+        "StreamedTeacher",
+        "each process",
+        "have devices of both the teacher and the student, for the same rows",
+        "rows that only another process holds, which the runtime does not send",
+        REMEDY,
+    )
+
+
+__all__ = ["check_reach", "move_rows", "row_sharding"]
