@@ -6,8 +6,7 @@ import dataclasses
 import inspect
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,12 +15,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax._capture import teacher_with_features
 from distilljax._checks import check_type, fail, inputs_in_errors
 from distilljax._functional import (
     default_forward,
     default_teacher_forward,
-    freeze,
     module_apply,
     split_module,
 )
@@ -31,13 +28,11 @@ from distilljax.data.prefetch import this_process
 from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
 from distilljax.evaluation.measures import of_text
+from distilljax.frozen import Teacher, one_module
 from distilljax.losses import LinearHead
 from distilljax.losses._heads import map_positions
-from distilljax.sharding import Rule, batch_sharding, tree_shardings
-from distilljax.teachers import StreamedTeacher
-from distilljax.teachers.placed import placed_teachers, teacher_meshes
-from distilljax.terms import as_one_teacher, as_outputs, as_teacher, complete_teacher
-from distilljax.workdir import fingerprint
+from distilljax.sharding import batch_sharding, tree_shardings
+from distilljax.terms import as_outputs
 
 # Under which key an evaluation finds them in its batches; no example has such a key.
 TEACHER_LOGITS = "the teacher's logits"
@@ -49,84 +44,6 @@ def key_of(what: str, config: Config, fields: tuple[str, ...]) -> str:
     """What distinguishes two configs of which only these fields matter."""
     parts = {name: to_json(getattr(config, name)) for name in fields}
     return json.dumps([what, parts], sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen teacher: its module, its pure form, and the digest of its arrays."""
-
-    module: Any  # or a dict of several
-    apply: Callable[[Any, Any], Any]
-    state: Any
-    fingerprint: str
-    mesh: Mesh | None = None  # its own, if it is not the student's
-    away: StreamedTeacher | None = None  # the same, if it is no part of the step
-
-    def beside(self) -> Teacher:
-        """It where the student is: of one that is away, only its head."""
-        if self.away is None:
-            return self
-        return dataclasses.replace(self, apply=complete_teacher, state=None, away=None)
-
-    def on_one_mesh(self) -> Any:
-        """Its state; that of several, each on devices of its own, is brought there."""
-        devices = [x.sharding.device_set for x in jax.tree.leaves(self.state)]
-        if self.mesh is None or all(own == devices[0] for own in devices):
-            return self.state
-        return jax.device_put(self.state, tree_shardings(self.state, self.mesh))
-
-    def logits(self, state: Any, batch: Any) -> Any:
-        """Its logits, of several teachers those of their mean; None if it has none."""
-        one = as_one_teacher(as_teacher(self.apply(state, batch)))
-        return None if one is None else one.logits
-
-    def num_classes(self, batch: Any) -> int | None:
-        """How many classes it knows, found without compute; None without logits."""
-        with inputs_in_errors("teacher", batch):
-            found = jax.eval_shape(self.logits, self.state, batch)
-        return None if found is None else found.shape[-1]
-
-    @classmethod
-    def load(cls, config: Config, mesh: Mesh) -> Teacher:
-        """Build it with the config's own call, onto the mesh."""
-        rules, forward = config.teacher_rules, config.teacher_forward
-        own = teacher_meshes(config.teacher, config.mesh, mesh)
-        several = isinstance(config.teacher, Mapping)
-        makes = config.teacher if several else {None: config.teacher}
-        made = {
-            name: make_on(make, own.get(name, mesh), rules)
-            for name, make in (
-                config.teacher if several else {None: config.teacher}
-            ).items()
-        }
-        module = made if several else made[None]
-        apply, state = freeze(*teacher_with_features(module, forward))
-        on, away = next(iter(own.values()), None), None
-        if any(not part.in_step for part in placed_teachers(config.teacher).values()):
-            away = StreamedTeacher(
-                module,
-                forward,
-                mesh=own if several else own[None],
-                sharding=batch_sharding(mesh),
-                features=(),
-            )
-        return cls(module, apply, state, fingerprint(state), on, away)
-
-
-def make_on(make: Any, mesh: Mesh, rules: Sequence[Rule]) -> nnx.Module:
-    """A teacher on a mesh: by these rules, or where it has put itself there."""
-    module, devices = make(mesh, rules), set(mesh.devices.flat)
-    # what was built elsewhere would be sent again in every step
-    arrays = nnx.state(module)
-    if rules or any(x.sharding.device_set != devices for x in jax.tree.leaves(arrays)):
-        shardings = tree_shardings(arrays, mesh, rules)
-        nnx.update(module, jax.device_put(arrays, shardings))
-    return module
-
-
-def _one_module(teacher: Any) -> Any:
-    """Several teachers by name as one module."""
-    return nnx.Dict(teacher) if isinstance(teacher, Mapping) else teacher
 
 
 def starts_from_files(config: Config) -> bool:
@@ -354,7 +271,8 @@ class Student:
                 frozen = nnx.merge(*nnx.split(teacher.module))
                 frozen.eval()
                 forward = config.teacher_forward or default_teacher_forward
-                with jax.set_mesh(teacher.mesh or self._sharding.mesh):
+                mesh: Any = teacher.mesh or self._sharding.mesh
+                with jax.set_mesh(mesh):
                     self._probed[key] = _probed(config.probes, frozen, forward)
             found["teacher"] = self._probed[key]
         return found
@@ -370,9 +288,7 @@ class Student:
 
             models = {"student": Model(student, (params, rest), params)}
             if (teacher := self.teacher) is not None:
-                own = nnx.to_pure_dict(
-                    nnx.state(_one_module(teacher.module), nnx.Param)
-                )
+                own = nnx.to_pure_dict(nnx.state(one_module(teacher.module), nnx.Param))
                 models["teacher"] = Model(
                     lambda state, batch: _predictions(teacher.logits(state, batch)),
                     teacher.on_one_mesh(),

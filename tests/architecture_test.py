@@ -35,8 +35,8 @@ LAYERS = [
         "metrics", "optimizers", "sharding", "checkpoints",
     },
     {"resume", "not_finite"},
-    {"train", "run", "programs", "pair", "vocabulary", "workdir", "evaluation",
-     "planning", "asking", "caching", "verifying"},
+    {"train", "run", "programs", "pair", "frozen", "vocabulary", "workdir",
+     "evaluation", "planning", "asking", "caching", "verifying"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
@@ -70,7 +70,8 @@ SIBLINGS = {
     ("programs", "pair"): "a step is compiled for the two models of a run",
     ("programs", "workdir"): "a state is placed as a checkpoint of it will be",
     ("pair", "evaluation"): "the evaluator is one of the compiled programs",
-    ("pair", "workdir"): "a teacher has the fingerprint that results name",
+    ("pair", "frozen"): "a student is measured beside its teacher",
+    ("frozen", "workdir"): "a teacher has the fingerprint that results name",
 }
 
 # What every part may import from outside: the core dependencies, and what jax brings.

@@ -97,7 +97,7 @@ def _its_mesh(state: Any) -> Any:
     """The mesh on which a model lies: a teacher's may be another than the student's."""
     shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(state))
     meshes = (s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding))
-    mesh = next(meshes, None)
+    mesh: Any = next(meshes, None)
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 

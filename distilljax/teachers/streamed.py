@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.interpreters import partial_eval
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from distilljax._capture import teacher_with_features
 from distilljax._checks import check_count, fail
-from distilljax._functional import Batch, Forward, cast_batch, freeze
-from distilljax.metrics import max_lead, tokens_of
-from distilljax.sharding import batch_axes, tree_shardings
-from distilljax.teachers.transfer import check_reach, move_rows, row_sharding
-from distilljax.terms import Outputs, as_teacher, split_heads
+from distilljax._functional import Batch, Forward
+from distilljax.metrics import tokens_of
+from distilljax.teachers.part import Part, features_of_one
 
 
 class StreamedTeacher:
@@ -53,6 +45,7 @@ class StreamedTeacher:
       example: A batch, or its shapes; `head` is found with it.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> from distilljax.sharding import batch_sharding, mesh_from_string
       >>> mesh = mesh_from_string("data=1", jax.devices()[:1])
@@ -69,7 +62,7 @@ class StreamedTeacher:
         teacher: Any,
         forward: Forward | None = None,
         *,
-        mesh: Mesh | Mapping[str, Mesh],
+        mesh: Mesh | Mapping[Any, Mesh],
         sharding: NamedSharding,
         depth: int = 1,
         features: Sequence[str] | None = None,
@@ -83,20 +76,20 @@ class StreamedTeacher:
         self.bytes_per_token: float | None = None
         """Bytes that cross per token of a batch, or per example without tokens."""
         options = {"dtype": compute_dtype, "sharding": sharding}
-        self._parts: dict[str | None, _Part]
+        self._parts: dict[str | None, Part]
         if isinstance(mesh, Mapping):
             self._parts = {
-                name: _Part(
+                name: Part(
                     teacher[name],
                     forward,
                     mesh[name],
-                    _features_of_one(features, name),
+                    features_of_one(features, name),
                     **options,
                 )
                 for name in teacher
             }
         else:
-            self._parts = {None: _Part(teacher, forward, mesh, features, **options)}
+            self._parts = {None: Part(teacher, forward, mesh, features, **options)}
         self._head: tuple[Any] | None = None
         if example is not None:
             self.find_head(example)
@@ -237,191 +230,6 @@ class Stream:
         return None if get_state is None else get_state()
 
 
-class _Part:
-    """One teacher on its mesh: its state, and its program."""
-
-    def __init__(
-        self,
-        teacher: Any,
-        forward: Forward | None,
-        mesh: Mesh,
-        features: Sequence[str] | None,
-        *,
-        dtype: Any,
-        sharding: NamedSharding,
-    ):
-        captured = teacher_with_features(teacher, forward, features or ())
-        self._apply, state = freeze(*captured, dtype)
-        self.state = place(state, mesh)
-        self.mesh = mesh
-        self._features, self._dtype = features, dtype
-        self._sharding = sharding
-        self.shares = bool(sharding.device_set & set(mesh.devices.flat))
-        self._programs: dict[Any, tuple[frozenset[str], Callable[..., Any]]] = {}
-
-    def _outputs(self, state: Any, batch: Batch) -> tuple[Any, Any]:
-        seen = cast_batch(batch, self._dtype)
-        outputs = as_teacher(self._apply(state, seen))
-        return split_heads(_only(outputs, self._features))
-
-    def send(self, batch: Batch) -> Any:
-        """The outputs for a batch, on their way to the student's devices."""
-        reads, program = self._program(batch)
-        read = {name: x for name, x in batch.items() if name in reads}
-        with _one_at_a_time(self.mesh, self.shares) as running:
-            with jax.set_mesh(self.mesh):
-                read = move_rows(read, row_sharding(self.mesh))
-                outputs = program(self.state, read)
-            running.append(outputs)
-            outputs = move_rows(outputs, self._sharding)
-            running.append(outputs)
-        return outputs
-
-    def _program(self, batch: Batch) -> tuple[frozenset[str], Callable[..., Any]]:
-        """What the teacher reads of such batches, and its program for that."""
-        shapes = _shapes_of(dict(batch))
-        leaves, structure = jax.tree.flatten(shapes)
-        key = structure, tuple((x.shape, x.dtype) for x in leaves)
-        if key not in self._programs:
-            with jax.set_mesh(self.mesh):
-                reads = keys_read(lambda b: self._outputs(self.state, b)[0], shapes)
-            split = NamedSharding(self.mesh, PartitionSpec(batch_axes(self.mesh)))
-
-            def run(state: Any, read: Batch) -> Any:
-                read = jax.lax.with_sharding_constraint(read, split)
-                return self._outputs(state, _with_unread(read, shapes))[0]
-
-            rows = row_sharding(self.mesh)
-            self._programs[key] = reads, jax.jit(run, out_shardings=rows)
-        return self._programs[key]
-
-    def shapes(self, batch: Mapping[str, Any]) -> Any:
-        rows = next(iter(batch.values())).shape[0]
-        if rows % self.mesh.size:
-            fail(
-                "StreamedTeacher",
-                "the batch size",
-                f"be a multiple of the teacher's devices, {self.mesh.size}",
-                rows,
-                "Change it, or the teacher's mesh.",
-            )
-        there = row_sharding(self.mesh)
-        check_reach(self._sharding, there, rows)
-        check_reach(there, self._sharding, rows)
-        with jax.set_mesh(self.mesh):
-            return jax.eval_shape(self._outputs, _shapes_of(self.state), batch)[0]
-
-    def head(self, example: Any) -> Any:
-        """The head without hidden states, on the student's devices."""
-        shapes = _shapes_of(dict(example))
-
-        def find(state: Any) -> Any:
-            return self._outputs(state, _with_unread({}, shapes))[1]
-
-        with jax.set_mesh(self.mesh):
-            if not jax.tree.leaves(jax.eval_shape(find, self.state)):
-                return None
-            whole = NamedSharding(self.mesh, PartitionSpec())
-            found = jax.jit(find, out_shardings=whole)(self.state)
-        local = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), found)
-        shardings = tree_shardings(local, self._sharding.mesh)
-        return jax.tree.map(
-            lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
-            local,
-            shardings,
-        )
-
-
-def place(state: Any, mesh: Mesh) -> Any:
-    """Arrays that do not lie on a mesh yet, put there; random keys as well."""
-    devices = set(mesh.devices.flat)
-    shardings = tree_shardings(state, mesh)
-
-    def put(x: Any, sharding: NamedSharding) -> Any:
-        there = isinstance(x, jax.Array) and x.sharding.device_set == devices
-        return x if there else jax.device_put(x, sharding)
-
-    return jax.tree.map(put, state, shardings)
-
-
-# Of simulated devices: what runs on a mesh, for whatever is to run there next.
-_RUNNING: dict[Mesh, list[Any]] = {}
-
-
-@contextlib.contextmanager
-def _one_at_a_time(mesh: Mesh, shares: bool) -> Iterator[list[Any]]:
-    """Simulated devices run one program at a time; see `metrics.max_lead`."""
-    running: list[Any] = []
-    if max_lead() > 0:
-        yield running
-        return
-    jax.block_until_ready(_RUNNING.pop(mesh, None))
-    yield running
-    if shares:
-        jax.block_until_ready(running)
-    else:
-        _RUNNING[mesh] = running
-
-
-def keys_read(function: Callable[[Any], Any], batch: Mapping[str, Any]) -> frozenset:
-    """The entries of a batch on whose values a result depends; without compute.
-
-    Args:
-      function: Of a batch.
-      batch: Its shapes.
-
-    Example:
-      >>> shapes = {"inputs": jax.ShapeDtypeStruct((2,), "float32"),
-      ...           "labels": jax.ShapeDtypeStruct((2,), "int32")}
-      >>> sorted(keys_read(lambda batch: 2 * batch["inputs"], shapes))
-      ['inputs']
-    """
-    traced: Any = jax.make_jaxpr(function)(dict(batch))
-    everything = [True] * len(traced.jaxpr.outvars)
-    _, used = partial_eval.dce_jaxpr(traced.jaxpr, everything)
-    names = [
-        path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(dict(batch))
-    ]
-    return frozenset(name for name, read in zip(names, used, strict=True) if read)
-
-
-def _with_unread(read: Batch, shapes: Batch) -> dict[str, Any]:
-    """A batch with all its keys; the compiler drops what nothing is made of."""
-    unread = {name: x for name, x in shapes.items() if name not in read}
-    return {**jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), unread), **read}
-
-
-def _shapes_of(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            jnp.shape(x),
-            jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True),
-        ),
-        tree,
-    )
-
-
-def _only(outputs: Any, features: Sequence[str] | None) -> Any:
-    """Without the features that nobody asks for; of several teachers, by name."""
-    if features is None or outputs is None:
-        return outputs
-    if isinstance(outputs, Outputs):
-        kept = {name: x for name, x in outputs.features.items() if name in features}
-        return replace(outputs, features=kept)
-    return {
-        name: _only(one, _features_of_one(features, name))
-        for name, one in outputs.items()
-    }
-
-
-def _features_of_one(features: Sequence[str] | None, name: str) -> list[str] | None:
-    """Those of one of several teachers, without its name."""
-    if features is None:
-        return None
-    split = (feature.partition("/") for feature in features)
-    return [path for teacher, _, path in split if teacher == name]
-
-
 def _bytes_per_token(batch: Any, teacher: Any) -> float:
     """Of the arrays themselves; per example where there are no tokens."""
     rows = next(iter(jax.tree.leaves(batch))).shape[0]
@@ -429,9 +237,9 @@ def _bytes_per_token(batch: Any, teacher: Any) -> float:
     return size / (rows * (tokens_of(batch) or 1))
 
 
-def _axes(mesh: Mesh) -> str:
+def _axes(mesh: Any) -> str:
     sizes = [f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1]
     return ",".join(sizes) or "data=1"
 
 
-__all__ = ["Stream", "StreamedTeacher", "keys_read"]
+__all__ = ["Stream", "StreamedTeacher"]

@@ -57,15 +57,21 @@ def move_rows(tree: Any, sharding: NamedSharding) -> Any:
       >>> moved["tokens"].sharding.spec
       P(('data', 'fsdp', 'tensor'),)
     """
-    leaves, structure = jax.tree.flatten(tree)
-    first = next(iter(leaves), None)
-    if first is None:
-        return tree
-    if isinstance(first, jax.Array) and first.committed:
-        if first.sharding.device_set == sharding.device_set:
-            return _resharded(sharding)(tree)
-        return structure.unflatten([_moved(x, sharding) for x in leaves])
-    return jax.device_put(tree, sharding)
+    devices = sharding.device_set
+    leaves = jax.tree.leaves(tree)
+    if all(_is_placed(x) and x.sharding.device_set == devices for x in leaves):
+        return _resharded(sharding)(tree)
+    with jax.set_mesh(_NO_MESH):  # rows are cut and joined on single devices
+        return jax.tree.map(
+            lambda x: (_moved if _is_placed(x) else jax.device_put)(x, sharding), tree
+        )
+
+
+_NO_MESH = Mesh(np.empty((), object), ())
+
+
+def _is_placed(x: Any) -> bool:
+    return isinstance(x, jax.Array) and x.committed
 
 
 @functools.cache
@@ -74,7 +80,7 @@ def _resharded(sharding: NamedSharding) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
-def _rows(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+def _rows(index: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     start, stop, _ = index[0].indices(shape[0])
     return start, stop
 
