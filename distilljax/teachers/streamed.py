@@ -199,11 +199,13 @@ class Stream:
             self._queue.append((item, self._source_state()))
         if not self._queue:
             raise StopIteration
-        item, self._state = self._queue.popleft()
         # the queue holds back a host that is ahead of the teacher; an error of its
         # program is raised here, and not in the student's step
+        item, state = self._queue[0]
         batch = item[0] if isinstance(item, tuple) else item
         jax.block_until_ready(batch["teacher"])
+        self._queue.popleft()
+        self._state = state
         return item
 
     def get_state(self) -> Any:
