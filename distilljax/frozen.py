@@ -84,7 +84,9 @@ class Teacher:
 
 def _on_mesh(make: Any, mesh: Mesh, rules: Sequence[Rule]) -> nnx.Module:
     """A teacher on a mesh: by these rules, or where it has put itself there."""
-    module, devices = make(mesh, rules), set(mesh.devices.flat)
+    devices = set(mesh.devices.flat)
+    with jax.set_mesh(mesh):  # else what it makes would lie on the student's
+        module = make(mesh, rules)
     # what was built elsewhere would be sent again in every step
     arrays = nnx.state(module)
     if rules or any(x.sharding.device_set != devices for x in jax.tree.leaves(arrays)):

@@ -31,6 +31,7 @@ from distilljax.sharding import batch_axes, batch_sharding
 from distilljax.teachers import CachedTeacher, Provider, StreamedTeacher
 from distilljax.teachers.cached import check_unaugmented
 from distilljax.teachers.placed import placed_teachers, teacher_meshes, within
+from distilljax.teachers.transfer import check_rows
 from distilljax.workdir import placed
 
 # The fields of a config that each of them depends on.
@@ -247,7 +248,7 @@ def check_sizes(config: Config, mesh: Mesh) -> None:
     """Batches divide evenly over the devices, and into microbatches."""
     teachers = teacher_meshes(config.teacher, config.mesh, mesh)
     parts = placed_teachers(config.teacher)
-    away = max([teachers[n].size for n in parts if not parts[n].in_step], default=1)
+    away = [own for n, own in teachers.items() if not parts[n].in_step]
     shards = prod(mesh.shape[axis] for axis in batch_axes(mesh))
     for name, size, parts in (
         ("loader.batch_size", config.loader.batch_size, config.accumulate),
@@ -262,11 +263,5 @@ def check_sizes(config: Config, mesh: Mesh) -> None:
                 size,
                 f"Change it, accumulate, or the mesh, {config.mesh!r}.",
             )
-        if size % away:
-            fail(
-                "train",
-                name,
-                f"be a multiple of the teacher's devices, {away}",
-                size,
-                "Change it, or --teacher.mesh: each of them sends rows of its own.",
-            )
+        for own in away:
+            check_rows(name, size, batch_sharding(mesh), own)

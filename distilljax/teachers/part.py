@@ -14,11 +14,10 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distilljax._capture import teacher_with_features
-from distilljax._checks import fail
 from distilljax._functional import Batch, Forward, cast_batch, freeze
 from distilljax.metrics import max_lead
 from distilljax.sharding import batch_axes, tree_shardings
-from distilljax.teachers.transfer import check_reach, move_rows, row_sharding
+from distilljax.teachers.transfer import check_rows, move_rows, row_sharding
 from distilljax.terms import Outputs, as_teacher, split_heads
 
 
@@ -87,17 +86,7 @@ class Part:
           batch: Shapes of a batch.
         """
         rows = next(iter(batch.values())).shape[0]
-        if rows % self.mesh.size:
-            fail(
-                "StreamedTeacher",
-                "the batch size",
-                f"be a multiple of the teacher's devices, {self.mesh.size}",
-                rows,
-                "Change it, or the teacher's mesh.",
-            )
-        there = row_sharding(self.mesh)
-        check_reach(self._sharding, there, rows)
-        check_reach(there, self._sharding, rows)
+        check_rows("the batch size", rows, self._sharding, self.mesh)
         with jax.set_mesh(self.mesh):
             return jax.eval_shape(self._outputs, _shapes_of(self.state), batch)[0]
 

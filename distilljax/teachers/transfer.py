@@ -121,29 +121,37 @@ def _cut(
     return found
 
 
-def check_reach(source: NamedSharding, target: NamedSharding, rows: int) -> None:
-    """Raise if rows would have to cross from one process to another.
+def check_rows(name: str, rows: int, here: NamedSharding, mesh: Mesh) -> None:
+    """Raise if a batch cannot go to a teacher's devices, or its outputs come back.
 
     Args:
-      source: Where they lie.
-      target: Where they are to lie.
-      rows: Of a batch.
+      name: Of the batch size, for messages.
+      rows: How many.
+      here: Where the student has them.
+      mesh: The teacher's.
     """
-
-    def spans(sharding: NamedSharding) -> dict[int, list[tuple[int, int]]]:
-        found: dict[int, list[tuple[int, int]]] = {}
-        for device, index in sharding.devices_indices_map((rows,)).items():
-            span = _rows(index, (rows,))
-            found.setdefault(device.process_index, []).append(span)
-        return found
-
-    held = spans(source)
-    for process, wanted in spans(target).items():
-        have = np.zeros(rows, bool)
-        for start, stop in held.get(process, []):
-            have[start:stop] = True
-        if not all(have[start:stop].all() for start, stop in wanted):
+    if rows % mesh.size:
+        fail(
+            "train",
+            name,
+            f"be a multiple of the teacher's devices, {mesh.size}",
+            rows,
+            "Change it, or the teacher's mesh: each of them sends rows of its own.",
+        )
+    if here.device_set == set(mesh.devices.flat):
+        return  # a program, whose collectives reach everywhere
+    one, other = (_rows_by_process(s, rows) for s in (here, row_sharding(mesh)))
+    for process in one.keys() | other.keys():
+        if one.get(process) != other.get(process):
             _refuse_other_processes()
+
+
+def _rows_by_process(sharding: NamedSharding, rows: int) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for device, index in sharding.devices_indices_map((rows,)).items():
+        own = found.setdefault(device.process_index, set())
+        own.update(range(*_rows(index, (rows,))))
+    return found
 
 
 def _refuse_other_processes() -> None:
@@ -156,4 +164,4 @@ def _refuse_other_processes() -> None:
     )
 
 
-__all__ = ["check_reach", "move_rows", "row_sharding"]
+__all__ = ["check_rows", "move_rows", "row_sharding"]
