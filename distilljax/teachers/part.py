@@ -18,7 +18,7 @@ from distilljax._functional import Batch, Forward, cast_batch, freeze
 from distilljax.metrics import max_lead
 from distilljax.sharding import batch_axes, tree_shardings
 from distilljax.teachers.transfer import check_rows, move_rows, row_sharding
-from distilljax.terms import Outputs, as_teacher, split_heads
+from distilljax.terms import Outputs, as_teacher, shard_outputs, split_heads
 
 
 class Part:
@@ -46,6 +46,9 @@ class Part:
     def _outputs(self, state: Any, batch: Batch) -> tuple[Any, Any]:
         seen = cast_batch(batch, self._dtype)
         outputs = as_teacher(self._apply(state, seen))
+        # else the compiler splits the whole pass by rows, as the outputs leave, and
+        # gathers the parameters for that
+        outputs = shard_outputs(outputs, batch_axes(self.mesh))
         return split_heads(_only(outputs, self._features))
 
     def send(self, batch: Batch) -> Any:
@@ -60,6 +63,18 @@ class Part:
             outputs = move_rows(outputs, self._sharding)
             running.append(outputs)
         return outputs
+
+    def lower(self, batch: Batch) -> Any:
+        """Its program, lowered for such batches: to be compiled, and looked at."""
+        reads, program = self._program(batch)
+        shapes, rows = _shapes_of(dict(batch)), row_sharding(self.mesh)
+        read = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+            for name, x in shapes.items()
+            if name in reads
+        }
+        with jax.set_mesh(self.mesh):
+            return program.lower(self.state, read)
 
     def _program(self, batch: Batch) -> tuple[frozenset[str], Callable[..., Any]]:
         """What the teacher reads of such batches, and its program for that."""

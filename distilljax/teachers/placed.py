@@ -17,8 +17,9 @@ import jax
 from jax.sharding import Mesh
 
 from distilljax._checks import check_count, check_instance, fail
-from distilljax._functional import Forward, default_teacher_forward
-from distilljax.sharding import Rule, mesh_from_string
+from distilljax._functional import Forward, default_teacher_forward, shard_as_batch
+from distilljax.sharding import Rule, batch_axes, mesh_from_string
+from distilljax.terms import as_teacher, shard_outputs
 
 ALL = "all"
 
@@ -99,6 +100,14 @@ def placed_teachers(teacher: Any) -> dict[str | None, Placed]:
             {name: x.in_step for name, x in found.items()},
             "Change in_step.",
         )
+    if len({x.mesh for x in found.values() if x.in_step}) > 1:
+        fail(
+            "train",
+            "several teachers in the student's step",
+            "have one mesh",
+            {name: x.mesh for name, x in found.items()},
+            'Give them one, or leave in_step out, with devices="all".',
+        )
     return dict(found)
 
 
@@ -143,7 +152,9 @@ def within(mesh: Mesh, forward: Forward | None) -> Forward:
 
     def on_its_mesh(model: Any, batch: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return forward(model, batch)
+            # else the compiler splits its pass as the student's, and gathers for that
+            batch = shard_as_batch(batch, batch_axes(mesh))
+            return shard_outputs(as_teacher(forward(model, batch)), batch_axes(mesh))
 
     return on_its_mesh
 

@@ -158,6 +158,14 @@ class StreamedTeacher:
         self.bytes_per_token = _bytes_per_token(batch, teacher)
         return {**batch, "teacher": teacher}
 
+    def lower(self, batch: Batch) -> dict[Any, Any]:
+        """The lowered program of each teacher, by name; of one alone under None.
+
+        Args:
+          batch: A batch, or its shapes.
+        """
+        return {name: part.lower(batch) for name, part in self._parts.items()}
+
     def described(self) -> str:
         """What is where, and what crosses, in a sentence."""
         where = ", ".join(
