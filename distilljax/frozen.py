@@ -83,13 +83,17 @@ class Teacher:
 
 
 def _on_mesh(make: Any, mesh: Mesh, rules: Sequence[Rule]) -> nnx.Module:
-    """A teacher on a mesh: by these rules, or where it has put itself there."""
+    """A teacher on a mesh: by these rules, or as it has split itself there."""
     devices = set(mesh.devices.flat)
     with jax.set_mesh(mesh):  # else what it makes would lie on the student's
         module = make(mesh, rules)
     # what was built elsewhere would be sent again in every step
     arrays = nnx.state(module)
-    if rules or any(x.sharding.device_set != devices for x in jax.tree.leaves(arrays)):
+    places = [x.sharding for x in jax.tree.leaves(arrays)]
+    by_itself = all(place.device_set == devices for place in places) and any(
+        not place.is_fully_replicated for place in places
+    )
+    if rules or not by_itself:
         shardings = tree_shardings(arrays, mesh, rules)
         nnx.update(module, jax.device_put(arrays, shardings))
     return module

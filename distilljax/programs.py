@@ -30,6 +30,7 @@ from distilljax.pair import Student, Teacher, key_of, make_student, starts_from_
 from distilljax.sharding import batch_axes, batch_sharding
 from distilljax.teachers import CachedTeacher, Provider, StreamedTeacher
 from distilljax.teachers.cached import check_unaugmented
+from distilljax.teachers.part import leaves_read
 from distilljax.teachers.placed import placed_teachers, teacher_meshes, within
 from distilljax.teachers.transfer import check_rows
 from distilljax.workdir import placed
@@ -174,6 +175,7 @@ class Training:
         mesh: Mesh,
         provider: Provider | None = None,
     ):
+        self.provider = provider
         in_step = teacher is not None and provider is None and uses_teacher(config)
         make = partial(
             make_distill_step,
@@ -233,7 +235,22 @@ class Training:
           batch: Shapes of a batch.
         """
         step: Any = self.step.pure
+        ahead = self.provider
+        if isinstance(ahead, StreamedTeacher) and ahead.features is None:
+            shapes = self.like, self.step.teacher_state, batch
+            ahead.send_only(features_read(step, shapes), batch)
+            return
         step.eval_shape(self.like, self.step.teacher_state, batch)
+
+
+def features_read(step: Any, shapes: Any) -> list[str]:
+    """The teacher's features that a step reads, of several with the teacher's name."""
+    names = []
+    for number, *path in leaves_read(step, *shapes):
+        words = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        if number.idx == 2 and words[0] == "teacher" and "features" in words:
+            names.append("/".join(w for w in words[1:] if w != "features"))
+    return names
 
 
 def batch_shapes(batch: Mapping[str, Any], count: int = 1) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Part:
         self._features, self._dtype = features, dtype
         self._sharding = sharding
         self.shares = bool(sharding.device_set & set(mesh.devices.flat))
-        self._programs: dict[Any, tuple[frozenset[str], Callable[..., Any]]] = {}
+        self._programs: dict[Any, tuple[frozenset[str], Any]] = {}
 
     def _outputs(self, state: Any, batch: Batch) -> tuple[Any, Any]:
         seen = cast_batch(batch, self._dtype)
@@ -76,14 +76,15 @@ class Part:
         with jax.set_mesh(self.mesh):
             return program.lower(self.state, read)
 
-    def _program(self, batch: Batch) -> tuple[frozenset[str], Callable[..., Any]]:
+    def _program(self, batch: Batch) -> tuple[frozenset[str], Any]:
         """What the teacher reads of such batches, and its program for that."""
         shapes = _shapes_of(dict(batch))
         leaves, structure = jax.tree.flatten(shapes)
         key = structure, tuple((x.shape, x.dtype) for x in leaves)
         if key not in self._programs:
             with jax.set_mesh(self.mesh):
-                reads = keys_read(lambda b: self._outputs(self.state, b)[0], shapes)
+                found = leaves_read(lambda b: self._outputs(self.state, b)[0], shapes)
+            reads = frozenset(key.key for _, key, *_ in found)
             split = NamedSharding(self.mesh, PartitionSpec(batch_axes(self.mesh)))
 
             def run(state: Any, read: Batch) -> Any:
@@ -93,6 +94,11 @@ class Part:
             rows = row_sharding(self.mesh)
             self._programs[key] = reads, jax.jit(run, out_shardings=rows)
         return self._programs[key]
+
+    def send_only(self, features: Sequence[str]) -> None:
+        """Leave out the features that the forward returns and nobody reads."""
+        self._features = features
+        self._programs.clear()
 
     def shapes(self, batch: Mapping[str, Any]) -> Any:
         """The shapes of the outputs for a batch, if they can be sent.
@@ -159,25 +165,25 @@ def _one_at_a_time(mesh: Mesh, shares: bool) -> Iterator[list[Any]]:
         _RUNNING[mesh] = running
 
 
-def keys_read(function: Callable[[Any], Any], batch: Mapping[str, Any]) -> frozenset:
-    """The entries of a batch on whose values a result depends; without compute.
+def leaves_read(function: Callable[..., Any], *shapes: Any) -> list[Any]:
+    """The paths of the arrays on whose values a result depends; without compute.
 
     Args:
-      function: Of a batch.
-      batch: Its shapes.
+      function: What makes the result.
+      *shapes: Of its arguments.
 
     Example:
       >>> shapes = {"inputs": jax.ShapeDtypeStruct((2,), "float32"),
       ...           "labels": jax.ShapeDtypeStruct((2,), "int32")}
-      >>> sorted(keys_read(lambda batch: 2 * batch["inputs"], shapes))
-      ['inputs']
+      >>> [(_, key)] = leaves_read(lambda batch: 2 * batch["inputs"], shapes)
+      >>> key.key
+      'inputs'
     """
-    traced: Any = jax.make_jaxpr(function)(dict(batch))
+    traced: Any = jax.make_jaxpr(function)(*shapes)
     everything = [True] * len(traced.jaxpr.outvars)
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, everything)
-    leaves: Any = jax.tree_util.tree_leaves_with_path(dict(batch))
-    names = [path[0].key for path, _ in leaves]
-    return frozenset(name for name, read in zip(names, used, strict=True) if read)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    return [path for (path, _), read in zip(leaves, used, strict=True) if read]
 
 
 def _with_unread(read: Batch, shapes: Batch) -> dict[str, Any]:
@@ -217,4 +223,4 @@ def features_of_one(features: Sequence[str] | None, name: str) -> list[str] | No
     return [path for teacher, _, path in split if teacher == name]
 
 
-__all__ = ["Part", "features_of_one", "keys_read"]
+__all__ = ["Part", "features_of_one", "leaves_read"]

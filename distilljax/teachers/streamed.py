@@ -72,7 +72,7 @@ class StreamedTeacher:
     ):
         check_count("StreamedTeacher", "depth", depth)
         self.sharding, self.depth = sharding, depth
-        self.fingerprint = fingerprint
+        self.fingerprint, self.features = fingerprint, features
         self.bytes_per_token: float | None = None
         """Bytes that cross per token of a batch, or per example without tokens."""
         options = {"dtype": compute_dtype, "sharding": sharding}
@@ -157,6 +157,19 @@ class StreamedTeacher:
         teacher = sent.get(None, sent)
         self.bytes_per_token = _bytes_per_token(batch, teacher)
         return {**batch, "teacher": teacher}
+
+    def send_only(self, features: Sequence[str], batch: dict[str, Any]) -> None:
+        """Leave out the features that the forward returns and nobody reads.
+
+        Args:
+          features: Names of those that are read, of several teachers with theirs.
+          batch: Shapes of a batch.
+        """
+        self.features = features
+        for name, part in self._parts.items():
+            own = features if name is None else features_of_one(features, name)
+            part.send_only(own or ())
+        self.shapes({name: x for name, x in batch.items() if name != "teacher"})
 
     def lower(self, batch: Batch) -> dict[Any, Any]:
         """The lowered program of each teacher, by name; of one alone under None.

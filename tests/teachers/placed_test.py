@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from distilljax.programs import Programs, check_sizes
 from distilljax.sharding import Rule, mesh_from_string
 from distilljax.teachers import Placed, Provider
 from distilljax.teachers.placed import beside, teacher_meshes
+from distilljax.terms import Outputs, Term
 from distilljax.train import evaluate, train
 from tests.meshes import pieces
 from tests.saved import losses, records, saved_arrays, saved_steps
@@ -267,3 +269,43 @@ def test_sigterm_while_it_streams_saves_and_the_same_command_goes_on(
     train(config, tmp_path / "stopped", programs=programs)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", 8)
     assert [r["step"] for r in records(tmp_path / "stopped")] == list(range(1, 9))
+
+
+# --- features, and the teacher's own view ---------------------------------------------
+
+
+def with_features(model, batch):
+    """What an encoder does: features that not every objective wants."""
+    x = batch.get("teacher_inputs", batch["inputs"])
+    z = model(x)
+    return Outputs(z, {"large": jnp.tile(x, 50), "wanted": jnp.tanh(z)})
+
+
+def own_objective(student, teacher, batch):
+    """One that names nothing, and reads a feature."""
+    values = jnp.mean((jnp.tanh(student.logits) - teacher.features["wanted"]) ** 2, -1)
+    return {"own": Term(values)}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_features_that_are_not_read_do_not_travel(tmp_path, tiny, accumulate):
+    objective = objectives.Sum({"kd": objectives.LogitKD(), "own": own_objective})
+    config = replace(
+        tiny,
+        teacher_forward=with_features,
+        objective=objective,
+        accumulate=accumulate,
+        validation=None,
+        test=None,
+        select=None,
+        mesh="data=-1" if accumulate == 1 else "data=4",
+    )
+    placed = replace(config, teacher=Placed(tiny.teacher, "tensor=4"))
+    results = train(placed, tmp_path / "placed")
+    assert results["teacher_bytes_per_token"] == 2 * 12  # logits, and a feature of 3
+    config = replace(config, mesh="data=8" if accumulate == 1 else "data=4,tensor=2")
+    train(config, tmp_path / "inline")
+    assert_same_losses(tmp_path / "inline", tmp_path / "placed")
+    in_step = Placed(tiny.teacher, "tensor=8", in_step=True)
+    train(replace(config, teacher=in_step), tmp_path / "in_step")
+    assert_same_losses(tmp_path / "inline", tmp_path / "in_step")
