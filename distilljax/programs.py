@@ -31,7 +31,7 @@ from distilljax.sharding import batch_axes, batch_sharding
 from distilljax.teachers import CachedTeacher, Provider, StreamedTeacher
 from distilljax.teachers.cached import check_unaugmented
 from distilljax.teachers.part import leaves_read
-from distilljax.teachers.placed import placed_teachers, teacher_meshes, within
+from distilljax.teachers.placed import placed_teachers, teacher_meshes, unplaced, within
 from distilljax.teachers.transfer import check_rows
 from distilljax.workdir import placed
 
@@ -83,7 +83,7 @@ class Programs:
     def teacher(self, config: Config, mesh: Mesh) -> Teacher | None:
         """The teacher of a config, loaded onto the mesh; None if it has none."""
         if isinstance(config.teacher, CachedTeacher):  # it may name the model itself
-            config = replace(config, teacher=config.teacher.teacher)
+            config = replace(config, teacher=unplaced(config.teacher.teacher))
         if config.teacher is None:
             return None
         key = key_of("teacher", config, TEACHER_PARTS)

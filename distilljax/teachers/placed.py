@@ -111,6 +111,19 @@ def placed_teachers(teacher: Any) -> dict[str | None, Placed]:
     return dict(found)
 
 
+def unplaced(teacher: Any) -> Any:
+    """The teacher of a config where nobody trains beside it: on the mesh that is given.
+
+    Example:
+      >>> unplaced(Placed(list)), unplaced({"a": Placed(list), "b": Placed(dict)})
+      (<class 'list'>, {'a': <class 'list'>, 'b': <class 'dict'>})
+    """
+    parts = placed_teachers(teacher)
+    if None in parts:
+        return parts[None].teacher
+    return {name: part.teacher for name, part in parts.items()} if parts else teacher
+
+
 def beside(teacher: Any, mesh: str) -> dict[str, Any]:
     """What of `mesh_from_string` the student's mesh needs besides its text.
 
@@ -273,4 +286,11 @@ def _field(name: str | None) -> str:
     return "--teacher" if name is None else f"--teacher.{name}"
 
 
-__all__ = ["Placed", "beside", "placed_teachers", "teacher_meshes", "within"]
+__all__ = [
+    "Placed",
+    "beside",
+    "placed_teachers",
+    "teacher_meshes",
+    "unplaced",
+    "within",
+]

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 
 from distilljax import data, objectives
+from distilljax.caching import cache
 from distilljax.cli import main
 from distilljax.config import load_experiment
+from distilljax.metrics import Window
 from distilljax.programs import Programs, check_sizes
 from distilljax.sharding import Rule, mesh_from_string
-from distilljax.teachers import Placed, Provider
+from distilljax.teachers import CachedTeacher, Dense, Placed, Provider
 from distilljax.teachers.placed import beside, teacher_meshes
+from distilljax.teachers.streamed import Stream
 from distilljax.terms import Outputs, Term
 from distilljax.train import evaluate, train
 from tests.meshes import pieces
@@ -248,8 +251,6 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, tiny):
 def test_sigterm_while_it_streams_saves_and_the_same_command_goes_on(
     tmp_path, tiny, monkeypatch
 ):
-    from distilljax.teachers.streamed import Stream
-
     teacher = Placed(tiny.teacher, "tensor=4", depth=2)
     config = replace(tiny, teacher=teacher, steps=8, eval_every_steps=8)
     programs = Programs()
@@ -309,3 +310,48 @@ def test_features_that_are_not_read_do_not_travel(tmp_path, tiny, accumulate):
     in_step = Placed(tiny.teacher, "tensor=8", in_step=True)
     train(replace(config, teacher=in_step), tmp_path / "in_step")
     assert_same_losses(tmp_path / "inline", tmp_path / "in_step")
+
+
+def test_a_placed_teacher_can_be_asked_for_a_store(tmp_path, tiny):
+    """Where nobody trains beside it, it has all devices."""
+    config = replace(tiny, teacher=Placed(tiny.teacher, "tensor=4"))
+    cache(config, tmp_path / "store", logits=Dense())
+    stored = CachedTeacher(str(tmp_path / "store"), teacher=config.teacher)
+    train(replace(config, teacher=stored), tmp_path / "stored")
+    train(tiny, tmp_path / "inline")
+    assert_same_losses(tmp_path / "inline", tmp_path / "stored")
+
+
+# --- the loop -------------------------------------------------------------------------
+
+
+def test_the_host_is_no_further_ahead_than_the_teacher(tiny, monkeypatch):
+    """On real devices it may be 8 steps ahead; with outputs in memory, `depth`."""
+    monkeypatch.setattr("distilljax.metrics.max_lead", lambda: 8)
+    assert Window()._max_lead == 8
+    assert Window(lead=2)._max_lead == 2
+    monkeypatch.setattr("distilljax.metrics.max_lead", lambda: 0)
+    assert Window(lead=2)._max_lead == 0
+
+
+def test_memory_of_a_run_does_not_grow(tmp_path, tiny, monkeypatch):
+    """And nothing is fetched between two lines of metrics."""
+    sizes, original = [], Stream.__next__
+
+    def counted(stream):
+        sizes.append(sum(x.nbytes for x in jax.live_arrays()))
+        with jax.transfer_guard_device_to_host("disallow"):
+            return original(stream)
+
+    monkeypatch.setattr(Stream, "__next__", counted)
+    config = replace(
+        tiny,
+        teacher=Placed(tiny.teacher, "tensor=4", depth=2),
+        steps=300,
+        log_every_steps=10,
+        eval_every_steps=300,
+    )
+    train(config, tmp_path)
+    assert len(sizes) == 300
+    # a window of metrics comes and goes
+    assert max(sizes[200:]) <= max(sizes[20:100])
