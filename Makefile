@@ -53,6 +53,7 @@ proofs: $(VENV)/.demo-installed  ## Rerun the published experiments (hours, and 
 bench: $(VENV)/.test-installed  ## Time the step and the fused loss against plain JAX
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/teacher.py
 	$(BIN)/python benchmarks/lm.py
 
 parity: $(VENV)/.demo-installed  ## Compare the losses with those of torch, torchdistill and TRL

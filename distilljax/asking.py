@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from distilljax.programs import Programs
 from distilljax.sharding import batch_sharding
 from distilljax.teachers._records import Unit, checks_of, pack, parts_of
 from distilljax.teachers.cached import mask_of
+from distilljax.teachers.placed import unplaced
 from distilljax.teachers.signals import Coding, Kind
 from distilljax.terms import as_outputs
 
@@ -82,6 +83,7 @@ class Asked:
         programs: Programs,
     ) -> Asked:
         """Load the teacher of a config, and open its data."""
+        config = replace(config, teacher=unplaced(config.teacher))
         source = programs.source(config.data, config.loader)
         if len(source) == 0:
             remedy = "Check its split, its slice and its paths."

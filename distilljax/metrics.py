@@ -42,14 +42,15 @@ class Window:
 
     Args:
       num_readers: How many processes, or groups of them, read rows of their own.
+      lead: How many steps the host may be ahead, if that is fewer than `max_lead`.
     """
 
-    def __init__(self, num_readers: int = 1):
+    def __init__(self, num_readers: int = 1, lead: int | None = None):
         self._num_readers = num_readers
         self._pending: list[tuple[int, dict[str, Mean], np.ndarray]] = []
         self._examples, self._tokens = 0, 0
         self._since = time.perf_counter()
-        self._max_lead = max_lead()
+        self._max_lead = max_lead() if lead is None else min(max_lead(), lead)
 
     def add(
         self,

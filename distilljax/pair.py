@@ -6,8 +6,7 @@ import dataclasses
 import inspect
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,12 +15,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distilljax._capture import teacher_with_features
 from distilljax._checks import check_type, fail, inputs_in_errors
 from distilljax._functional import (
     default_forward,
     default_teacher_forward,
-    freeze,
     module_apply,
     split_module,
 )
@@ -31,11 +28,11 @@ from distilljax.data.prefetch import this_process
 from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
 from distilljax.evaluation.measures import of_text
+from distilljax.frozen import Teacher, one_module
 from distilljax.losses import LinearHead
 from distilljax.losses._heads import map_positions
 from distilljax.sharding import batch_sharding, tree_shardings
-from distilljax.terms import as_one_teacher, as_outputs, as_teacher
-from distilljax.workdir import fingerprint
+from distilljax.terms import as_outputs
 
 # Under which key an evaluation finds them in its batches; no example has such a key.
 TEACHER_LOGITS = "the teacher's logits"
@@ -47,47 +44,6 @@ def key_of(what: str, config: Config, fields: tuple[str, ...]) -> str:
     """What distinguishes two configs of which only these fields matter."""
     parts = {name: to_json(getattr(config, name)) for name in fields}
     return json.dumps([what, parts], sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen teacher: its module, its pure form, and the digest of its arrays."""
-
-    module: Any  # or a dict of several
-    apply: Callable[[Any, Any], Any]
-    state: Any
-    fingerprint: str
-
-    def logits(self, state: Any, batch: Any) -> Any:
-        """Its logits, of several teachers those of their mean; None if it has none."""
-        one = as_one_teacher(as_teacher(self.apply(state, batch)))
-        return None if one is None else one.logits
-
-    def num_classes(self, batch: Any) -> int | None:
-        """How many classes it knows, found without compute; None without logits."""
-        with inputs_in_errors("teacher", batch):
-            found = jax.eval_shape(self.logits, self.state, batch)
-        return None if found is None else found.shape[-1]
-
-    @classmethod
-    def load(cls, config: Config, mesh: Mesh) -> Teacher:
-        """Build it with the config's own call, onto the mesh."""
-        rules = config.teacher_rules
-        if isinstance(config.teacher, Mapping):
-            module = {name: make(mesh, rules) for name, make in config.teacher.items()}
-        else:
-            module = config.teacher(mesh, rules)
-        # what was built elsewhere would be sent again in every step
-        arrays = nnx.state(_one_module(module))
-        shardings = tree_shardings(arrays, mesh, rules)
-        nnx.update(_one_module(module), jax.device_put(arrays, shardings))
-        apply, state = freeze(*teacher_with_features(module, config.teacher_forward))
-        return cls(module, apply, state, fingerprint(state))
-
-
-def _one_module(teacher: Any) -> Any:
-    """Several teachers by name as one module."""
-    return nnx.Dict(teacher) if isinstance(teacher, Mapping) else teacher
 
 
 def starts_from_files(config: Config) -> bool:
@@ -158,12 +114,13 @@ class Student:
         self._kept: dict[Any, list[Any]] = {}
         self._teacher_head: tuple[Any] | None = None
         if teacher is not None:
+            here = teacher.beside()
             self._teacher_logits = jax.jit(
-                lambda state, batch: _split_head(teacher.logits(state, batch))[0],
+                lambda state, batch: _split_head(here.logits(state, batch))[0],
                 out_shardings=self._sharding,
             )
             self._head = jax.jit(
-                lambda state, batch: _split_head(teacher.logits(state, batch))[1]
+                lambda state, batch: _split_head(here.logits(state, batch))[1]
             )
 
     def num_classes(self, batch: Any) -> int | None:
@@ -247,15 +204,16 @@ class Student:
         kept = self._kept.get(key, [])
         found, size = [], 0
         for number, batch in enumerate(batches):
+            state, seen = teacher.state, batch
+            if teacher.away is not None and not (kept and self._teacher_head):
+                state = teacher.away.find_head(batch)
+                seen = teacher.away.with_outputs(batch)
             if self._teacher_head is None:
-                head = jax.eval_shape(self._head, teacher.state, batch)
+                head = jax.eval_shape(self._head, state, seen)
                 if head is not None:
-                    head = self._head(teacher.state, batch)
+                    head = self._head(state, seen)
                 self._teacher_head = (head,)
-            if kept:
-                logits = kept[number]
-            else:
-                logits = self._teacher_logits(teacher.state, batch)
+            logits = kept[number] if kept else self._teacher_logits(state, seen)
             jax.block_until_ready(logits)  # simulated devices run one program at a time
             size += sum(x.nbytes for x in jax.tree.leaves(logits))
             found = [*found, logits] if size <= KEPT_BYTES else []
@@ -313,7 +271,9 @@ class Student:
                 frozen = nnx.merge(*nnx.split(teacher.module))
                 frozen.eval()
                 forward = config.teacher_forward or default_teacher_forward
-                self._probed[key] = _probed(config.probes, frozen, forward)
+                mesh: Any = teacher.mesh or self._sharding.mesh
+                with jax.set_mesh(mesh):
+                    self._probed[key] = _probed(config.probes, frozen, forward)
             found["teacher"] = self._probed[key]
         return found
 
@@ -328,12 +288,10 @@ class Student:
 
             models = {"student": Model(student, (params, rest), params)}
             if (teacher := self.teacher) is not None:
-                own = nnx.to_pure_dict(
-                    nnx.state(_one_module(teacher.module), nnx.Param)
-                )
+                own = nnx.to_pure_dict(nnx.state(one_module(teacher.module), nnx.Param))
                 models["teacher"] = Model(
                     lambda state, batch: _predictions(teacher.logits(state, batch)),
-                    teacher.state,
+                    teacher.on_one_mesh(),
                     own,
                 )
             self._costs = costs(models, example)

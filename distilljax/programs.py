@@ -20,15 +20,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distilljax._checks import fail
-from distilljax._functional import default_teacher_forward
+from distilljax._functional import Forward, default_teacher_forward
+from distilljax._objective import features_of
 from distilljax.config import Config, to_json
 from distilljax.data import Source, load_in_memory
 from distilljax.data.pipeline import _fits_in_memory
 from distilljax.distill import DistillState, DistillStep, make_distill_step
 from distilljax.pair import Student, Teacher, key_of, make_student, starts_from_files
-from distilljax.sharding import batch_axes
-from distilljax.teachers import CachedTeacher, Provider
+from distilljax.sharding import batch_axes, batch_sharding
+from distilljax.teachers import CachedTeacher, Provider, StreamedTeacher
 from distilljax.teachers.cached import check_unaugmented
+from distilljax.teachers.part import leaves_read
+from distilljax.teachers.placed import placed_teachers, teacher_meshes, unplaced, within
+from distilljax.teachers.transfer import check_rows
 from distilljax.workdir import placed
 
 # The fields of a config that each of them depends on.
@@ -79,7 +83,7 @@ class Programs:
     def teacher(self, config: Config, mesh: Mesh) -> Teacher | None:
         """The teacher of a config, loaded onto the mesh; None if it has none."""
         if isinstance(config.teacher, CachedTeacher):  # it may name the model itself
-            config = replace(config, teacher=config.teacher.teacher)
+            config = replace(config, teacher=unplaced(config.teacher.teacher))
         if config.teacher is None:
             return None
         key = key_of("teacher", config, TEACHER_PARTS)
@@ -100,7 +104,13 @@ class Programs:
           mesh: The student's devices.
           source: Its opened training data.
         """
-        if not isinstance(config.teacher, CachedTeacher) or not uses_teacher(config):
+        if not isinstance(config.teacher, CachedTeacher):
+            teacher = self.teacher(config, mesh)
+            if teacher is None or teacher.away is None or not uses_teacher(config):
+                return None
+            key = key_of("provider", config, (*TRAINING_PARTS, "loader"))
+            return self._once(key, lambda: streamed(config, teacher, mesh, source))
+        if not uses_teacher(config):
             return None
         check_unaugmented("train", config.loader)
         named = to_json(config.teacher) | {"teacher": None}
@@ -121,9 +131,37 @@ class Programs:
         )
 
 
+def streamed(
+    config: Config, teacher: Teacher, mesh: Mesh, source: Source
+) -> StreamedTeacher:
+    """A placed teacher as the provider of a run."""
+    meshes = teacher_meshes(config.teacher, config.mesh, mesh)
+    names = features_of(config.objective, "teacher")
+    dtype = config.compute_dtype
+    return StreamedTeacher(
+        teacher.module,
+        config.teacher_forward,
+        mesh=meshes.get(None, meshes),
+        sharding=batch_sharding(mesh),
+        depth=max(part.depth for part in placed_teachers(config.teacher).values()),
+        features=names or None,
+        compute_dtype=None if dtype == "float32" else jnp.dtype(dtype),
+        example=next(config.loader.eval_batches(source, batch_size=1)),
+        fingerprint=teacher.fingerprint,
+    )
+
+
 def uses_teacher(config: Config) -> bool:
     """False if the objective needs no teacher: then nothing is paid for one."""
     return getattr(config.objective, "uses_teacher", True)
+
+
+def forward_in_step(config: Config, teacher: Teacher | None) -> Forward:
+    """The teacher's forward; of one with its own sharding, on its own mesh."""
+    forward = config.teacher_forward or default_teacher_forward
+    if teacher is None or teacher.mesh is None or teacher.away is not None:
+        return forward
+    return within(teacher.mesh, forward)
 
 
 class Training:
@@ -137,6 +175,7 @@ class Training:
         mesh: Mesh,
         provider: Provider | None = None,
     ):
+        self.provider = provider
         in_step = teacher is not None and provider is None and uses_teacher(config)
         make = partial(
             make_distill_step,
@@ -146,7 +185,7 @@ class Training:
             student=student.abstract,
             tx=config.optimizer(),
             student_forward=student.forward,
-            teacher_forward=config.teacher_forward or default_teacher_forward,
+            teacher_forward=forward_in_step(config, teacher),
             trainable=student.trainable,
             accumulate=config.accumulate,
             compute_dtype=jnp.dtype(config.compute_dtype)
@@ -196,7 +235,22 @@ class Training:
           batch: Shapes of a batch.
         """
         step: Any = self.step.pure
+        ahead = self.provider
+        if isinstance(ahead, StreamedTeacher) and ahead.features is None:
+            shapes = self.like, self.step.teacher_state, batch
+            ahead.send_only(features_read(step, shapes), batch)
+            return
         step.eval_shape(self.like, self.step.teacher_state, batch)
+
+
+def features_read(step: Any, shapes: Any) -> list[str]:
+    """The teacher's features that a step reads, of several with the teacher's name."""
+    names = []
+    for number, *path in leaves_read(step, *shapes):
+        words = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        if number.idx == 2 and words[0] == "teacher" and "features" in words:
+            names.append("/".join(w for w in words[1:] if w != "features"))
+    return names
 
 
 def batch_shapes(batch: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
@@ -209,6 +263,9 @@ def batch_shapes(batch: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
 
 def check_sizes(config: Config, mesh: Mesh) -> None:
     """Batches divide evenly over the devices, and into microbatches."""
+    teachers = teacher_meshes(config.teacher, config.mesh, mesh)
+    parts = placed_teachers(config.teacher)
+    away = [own for n, own in teachers.items() if not parts[n].in_step]
     shards = prod(mesh.shape[axis] for axis in batch_axes(mesh))
     for name, size, parts in (
         ("loader.batch_size", config.loader.batch_size, config.accumulate),
@@ -223,3 +280,5 @@ def check_sizes(config: Config, mesh: Mesh) -> None:
                 size,
                 f"Change it, accumulate, or the mesh, {config.mesh!r}.",
             )
+        for own in away:
+            check_rows(name, size, batch_sharding(mesh), own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from distilljax.metrics import (
 from distilljax.not_finite import why_not_finite
 from distilljax.programs import Programs, batch_shapes
 from distilljax.sharding import batch_sharding
+from distilljax.teachers import StreamedTeacher
 from distilljax.vocabulary import one_vocabulary
 from distilljax.workdir import machine, read_json, today, versions
 
@@ -101,6 +103,11 @@ class Run:
                 text = json.dumps(old | new, indent=1) + "\n"
                 write_atomically(self.workdir / name, text)
         return results | new
+
+    @property
+    def max_lead(self) -> int | None:
+        """Steps that the host may be ahead: what is made for them is in memory."""
+        return getattr(self.provider, "depth", None)
 
     @property
     def taught_by(self) -> str | None:
@@ -224,6 +231,9 @@ class Run:
     def begin(self) -> None:
         """Write the config down; set results of fewer steps aside."""
         if jax.process_index() == 0:
+            if isinstance(self.provider, StreamedTeacher):
+                note = f"note: {self.provider.described()}"
+                print(note, file=sys.stderr, flush=True)
             write_atomically(
                 self.workdir / "config.json", json.dumps(self.saved, indent=1) + "\n"
             )
@@ -353,6 +363,7 @@ class Run:
             "examples_seen": config.steps * config.loader.batch_size,
             "train_seconds": self.seconds(),
             "teacher_fingerprint": self.taught_by,
+            "teacher_bytes_per_token": getattr(self.provider, "bytes_per_token", None),
             "selected": {
                 "step": best_step,
                 "metric": None if value is None else f"validation/{config.select}",

@@ -214,7 +214,7 @@ def complete_teacher(heads: Any, batch: Batch) -> Any:
     teacher = as_teacher(batch.get("teacher"))
     if isinstance(teacher, Mapping):
         return {
-            name: complete_teacher(heads.get(name), {"teacher": outputs})
+            name: complete_teacher((heads or {}).get(name), {"teacher": outputs})
             for name, outputs in teacher.items()
         }
     if teacher is None or not isinstance(teacher.logits, losses.LinearHead):

@@ -20,6 +20,7 @@ from distilljax.metrics import Window, tokens_of
 from distilljax.programs import Programs, check_sizes
 from distilljax.run import SELECTABLE, Run
 from distilljax.sharding import mesh_from_string
+from distilljax.teachers.placed import beside
 from distilljax.vocabulary import one_vocabulary
 from distilljax.workdir import check_same_student, claim, placed
 
@@ -73,7 +74,7 @@ def train(
     """
     workdir, saved = Path(workdir), to_json(config)
     check_schedules(config.objective, config.steps)
-    mesh = mesh_from_string(config.mesh)
+    mesh = mesh_from_string(config.mesh, **beside(config.teacher, config.mesh))
     check_sizes(config, mesh)
     listening = contextlib.nullcontext(stop) if stop else StopSignal()
     with claim(workdir, saved), jax.set_mesh(mesh), listening as stop:
@@ -86,7 +87,7 @@ def train(
             run.begin()
             batches = run.batches(mesh)
             update = run.training.update
-            window = Window(num_readers=run.reader["process_count"])
+            window = Window(run.reader["process_count"], run.max_lead)
             with (
                 run.writers(title, start) as (log, advance),
                 run.profile(profile, start) as trace,
@@ -160,7 +161,7 @@ def evaluate(
             repr(split),
             f"Give the config a {split} source.",
         )
-    mesh = mesh_from_string(config.mesh)
+    mesh = mesh_from_string(config.mesh, **beside(config.teacher, config.mesh))
     check_sizes(config, mesh)
     best = None
     if root.is_dir():

@@ -213,7 +213,8 @@ def fingerprint(tree: Any) -> str:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             continue  # random streams are not what the model is
         if not x.is_fully_addressable:
-            x = multihost_utils.process_allgather(x, tiled=True)
+            with jax.set_mesh(x.sharding.mesh):  # a teacher's may be another one
+                x = multihost_utils.process_allgather(x, tiled=True)
         x = np.asarray(x)
         digest.update(f"{path_of(path)}:{x.dtype}:{x.shape}".encode())
         digest.update(np.ascontiguousarray(x).tobytes())

@@ -35,8 +35,8 @@ LAYERS = [
         "metrics", "optimizers", "sharding", "checkpoints",
     },
     {"resume", "not_finite"},
-    {"train", "run", "programs", "pair", "vocabulary", "workdir", "evaluation",
-     "planning", "asking", "caching", "verifying"},
+    {"train", "run", "programs", "pair", "frozen", "vocabulary", "workdir",
+     "evaluation", "planning", "asking", "caching", "verifying"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
@@ -50,7 +50,8 @@ SIBLINGS = {
     ("students", "models"): "a student is made of a decoder's parts",
     ("students", "sharding"): "a config's teacher is called with rules",
     ("teachers", "data"): "a stored signal belongs to an example of a source",
-    ("teachers", "sharding"): "a teacher's head lies where the rules say",
+    ("teachers", "sharding"): "a teacher has a mesh, and its head lies by rules",
+    ("teachers", "metrics"): "simulated devices run one program at a time there too",
     ("asking", "programs"): "a teacher is loaded as for a run",
     ("caching", "asking"): "a store is what a teacher answers",
     ("caching", "programs"): "several stores share a loaded teacher",
@@ -69,7 +70,8 @@ SIBLINGS = {
     ("programs", "pair"): "a step is compiled for the two models of a run",
     ("programs", "workdir"): "a state is placed as a checkpoint of it will be",
     ("pair", "evaluation"): "the evaluator is one of the compiled programs",
-    ("pair", "workdir"): "a teacher has the fingerprint that results name",
+    ("pair", "frozen"): "a student is measured beside its teacher",
+    ("frozen", "workdir"): "a teacher has the fingerprint that results name",
 }
 
 # What every part may import from outside: the core dependencies, and what jax brings.

@@ -6,6 +6,7 @@ models are timed in turn, and what is compared is their ratio within a round.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,16 @@ def costs(models: Mapping[str, Model], example: Any) -> dict[str, dict[str, Any]
 
 
 def _compile(model: Model, batch: Any) -> Any:
-    return jax.jit(model.forward).lower(model.state, batch).compile()
+    with _its_mesh(model.state):
+        return jax.jit(model.forward).lower(model.state, batch).compile()
+
+
+def _its_mesh(state: Any) -> Any:
+    """The mesh on which a model lies: a teacher's may be another than the student's."""
+    shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(state))
+    meshes = (s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding))
+    mesh: Any = next(meshes, None)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def _size(model: Model, example: Any) -> dict[str, Any]:
