@@ -38,6 +38,31 @@ def main(argv: Sequence[str]) -> int:
         return _verify(argv[1:])
     if argv and argv[0] == "info":
         return _info(argv[1:])
+    parser = _parser()
+    args, experiment, overrides = parse(parser, argv)
+    initialize(args)
+    seeds, arms = [args.seed or 0], [args.arm] if args.arm else None
+    (run,) = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
+    import jax
+
+    from distilljax.caching import cache
+
+    manifest = cache(
+        run.config,
+        args.out,
+        logits=_kind(args, run.config),
+        features=_features(args, run.config),
+        shard_rows=args.shard_rows,
+    )
+    if jax.process_index() == 0:
+        if manifest.get("already_finished"):
+            print("already finished")
+        print("\n".join(_lines(manifest)))
+        print(f"distilljax cache verify {args.out}   # ask the teacher again, compare")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("cache", DESCRIPTION, workdir=False, processes=True)
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="folder of the store")
@@ -88,27 +113,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help="rows in a file (default: a 64th of them, in files of 1 to 64 MiB)",
     )
-    args, experiment, overrides = parse(parser, argv)
-    initialize(args)
-    seeds, arms = [args.seed or 0], [args.arm] if args.arm else None
-    (run,) = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
-    import jax
-
-    from distilljax.caching import cache
-
-    manifest = cache(
-        run.config,
-        args.out,
-        logits=_kind(args, run.config),
-        features=_features(args, run.config),
-        shard_rows=args.shard_rows,
-    )
-    if jax.process_index() == 0:
-        if manifest.get("already_finished"):
-            print("already finished")
-        print("\n".join(_lines(manifest)))
-        print(f"distilljax cache verify {args.out}   # ask the teacher again, compare")
-    return 0
+    return parser
 
 
 def _kind(args: argparse.Namespace, config: Any) -> Any:
