@@ -82,6 +82,27 @@ def cache(
 
     Raises:
       ValueError: The config cannot be cached, or the folder is of another store.
+
+    Example:
+      >>> import tempfile
+      >>> from distilljax import data, models, objectives, students
+      >>> from distilljax.data import text
+      >>> from distilljax.teachers import Hidden
+      >>> texts = text.Tokenized(text.Texts(("By the sea.",)), text.ByteTokenizer())
+      >>> config = Config(
+      ...     name="example",
+      ...     student=None,
+      ...     teacher=students.Untrained(models.DecoderConfig(264, 8, 1, 1, 1, 8, 8)),
+      ...     objective=objectives.LogitKD(),
+      ...     data=text.Packed(texts, context=16),
+      ...     loader=data.Loader(batch_size=1),
+      ...     steps=1,
+      ...     eval_batch_size=8,
+      ... )
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     manifest = cache(config, f"{folder}/store", logits=Hidden())
+      >>> manifest["counts"]["positions"], manifest["signal"]["shape"]
+      (11, [16])
     """
     _check(config, logits, features)
     if isinstance(config.teacher, CachedTeacher):  # its students' config will do
@@ -97,7 +118,7 @@ def cache(
             return done
         _begin(out, described)
         shards = [
-            Shard(number, np.arange(start, min(start + rows, len(asked.cover))))
+            _Shard(number, np.arange(start, min(start + rows, len(asked.cover))))
             for rows in [described["shard_rows"]]
             for number, start in enumerate(range(0, len(asked.cover), rows))
         ]
@@ -131,7 +152,7 @@ def _check(config: Config, logits: Kind | None, features: Sequence[str]) -> None
 
 
 @dataclass(frozen=True)
-class Shard:
+class _Shard:
     """Some of the rows, in one file."""
 
     number: int
@@ -148,7 +169,7 @@ class Shard:
         return f"shard-{self.number:05d}.json"
 
 
-def _write(asked: Asked, out: Path, shards: list[Shard], progress: Progress) -> None:
+def _write(asked: Asked, out: Path, shards: list[_Shard], progress: Progress) -> None:
     """Write what is missing: each process a shard, and all run the teacher together."""
     there = _agreed([(out / shard.complete).is_file() for shard in shards])
     todo = [shard for shard, done in zip(shards, there, strict=True) if not done]
@@ -172,7 +193,7 @@ def _write(asked: Asked, out: Path, shards: list[Shard], progress: Progress) -> 
 
 
 def _write_shard(
-    asked: Asked, out: Path, shard: Shard, num_batches: int, advance: Any
+    asked: Asked, out: Path, shard: _Shard, num_batches: int, advance: Any
 ) -> None:
     counts = {"rows": 0, "units": 0, "positions": 0}
     widest = 1
@@ -318,7 +339,7 @@ def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _finish(
-    asked: Asked, out: Path, described: dict[str, Any], shards: list[Shard]
+    asked: Asked, out: Path, described: dict[str, Any], shards: list[_Shard]
 ) -> dict[str, Any]:
     """The head, and the manifest, which makes it a store."""
     head = _head(asked)
@@ -379,4 +400,4 @@ def _write_head(out: Path, head: Any) -> dict[str, Any]:
     }
 
 
-__all__ = ["ASKED_PARTS", "Shard", "cache"]
+__all__ = ["ASKED_PARTS", "cache"]

@@ -30,6 +30,8 @@ MODULES = [
     "distilljax.evaluation",
     "distilljax.config",
     "distilljax.train",
+    "distilljax.teachers",
+    "distilljax.caching",
 ]
 
 # Where a reader looks a name up; other modules may stand on any page.

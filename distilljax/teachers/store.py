@@ -101,6 +101,11 @@ class SignalStore:
 
     Attributes:
       manifest: What is in `manifest.json`.
+
+    Example:
+      >>> SignalStore("nowhere")    # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ValueError: CachedTeacher: store must be a folder with a manifest.json, got ...
     """
 
     def __init__(
