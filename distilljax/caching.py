@@ -105,6 +105,8 @@ def cache(
       (11, [16])
     """
     _check(config, logits, features)
+    if shard_rows is not None:
+        check_count("cache", "shard_rows", shard_rows)
     if isinstance(config.teacher, CachedTeacher):  # its students' config will do
         config = replace(config, teacher=config.teacher.teacher)
     out, mesh = Path(out), mesh_from_string(config.mesh)
@@ -112,14 +114,14 @@ def cache(
         names = tuple(sorted(set(features)))
         asked = Asked.of(config, mesh, logits, names, programs or Programs())
         described = _described(asked)
-        described["shard_rows"] = shard_rows or _shard_rows(asked, out)
-        check_count("cache", "shard_rows", described["shard_rows"])
+        rows = _shard_rows(asked, out) if shard_rows is None else shard_rows
+        described["shard_rows"] = rows
         if (out / MANIFEST).is_file() and (done := _finished(out, described)):
             return done
         _begin(out, described)
+        rows = described["shard_rows"]
         shards = [
             _Shard(number, np.arange(start, min(start + rows, len(asked.cover))))
-            for rows in [described["shard_rows"]]
             for number, start in enumerate(range(0, len(asked.cover), rows))
         ]
         described["coding_kl"] = coding_kl(asked)

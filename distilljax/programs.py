@@ -82,6 +82,15 @@ class Programs:
 
     def teacher(self, config: Config, mesh: Mesh) -> Teacher | None:
         """The teacher of a config, loaded onto the mesh; None if it has none."""
+        several = config.teacher if isinstance(config.teacher, Mapping) else {}
+        if any(isinstance(one, CachedTeacher) for one in several.values()):
+            fail(
+                "train",
+                "the teacher",
+                "be one, if its signal is read from a store",
+                sorted(several),
+                "Learn from one of them, or have all of them in the step.",
+            )
         if isinstance(config.teacher, CachedTeacher):  # it may name the model itself
             config = replace(config, teacher=unplaced(config.teacher.teacher))
         if config.teacher is None:

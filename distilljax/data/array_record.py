@@ -146,6 +146,8 @@ def write_records(path: str | Path, records: Iterable[bytes]) -> int:
             writer.write(record)
             count += 1
         writer.close()
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
         partial.replace(path)
     except RuntimeError as error:
         if "No space left on device" not in str(error):

@@ -140,6 +140,7 @@ def _head(
 ) -> LinearHead | None:
     if head is None:
         return None
+    head = head | {"tied": False}  # the kernel is stored as it is multiplied with
     arrays = {name: x for name, x in head.items() if isinstance(x, np.ndarray)}
     if mesh is None:
         arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
