@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from distilljax.data.sources import Subset
 from distilljax.data.units import Cover
 from distilljax.losses import LinearHead
 from distilljax.programs import Programs
-from distilljax.sharding import batch_sharding
+from distilljax.sharding import batch_axes, batch_sharding
 from distilljax.teachers._records import Unit, checks_of, pack, parts_of
 from distilljax.teachers.cached import mask_of
 from distilljax.teachers.placed import unplaced
@@ -88,6 +89,15 @@ class Asked:
         if len(source) == 0:
             remedy = "Check its split, its slice and its paths."
             fail("cache", "the data", "have at least one example", 0, remedy)
+        shards = prod(mesh.shape[axis] for axis in batch_axes(mesh))
+        if config.eval_batch_size % shards:
+            fail(
+                "cache",
+                "eval_batch_size",
+                f"be a multiple of data x fsdp = {shards} devices",
+                config.eval_batch_size,
+                "So many rows the teacher reads at once.",
+            )
         teacher = programs.teacher(config, mesh)
         return cls(config, mesh, kind, features, source, Cover(source), teacher)
 
@@ -276,7 +286,9 @@ def _bad(logits: Any) -> Any:
     if logits is None:
         return None
     if isinstance(logits, LinearHead):
-        return ~jnp.isfinite(logits.hidden).all(axis=-1)
+        head = [x for x in (logits.kernel, logits.bias) if x is not None]
+        whole = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in head]))
+        return ~(jnp.isfinite(logits.hidden).all(axis=-1) & whole)
     return (jnp.isnan(logits) | jnp.isposinf(logits)).any(axis=-1)
 
 

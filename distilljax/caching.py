@@ -13,7 +13,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,30 @@ from jax.experimental import multihost_utils
 
 from distilljax._checks import check_count, fail
 from distilljax.asking import Asked
-from distilljax.config import Config, to_json
+from distilljax.config import Config
 from distilljax.data.array_record import write_records
 from distilljax.data.text.progress import Progress, show_progress
-from distilljax.data.units import num_units, units_fingerprint
+from distilljax.data.units import num_units
+from distilljax.describing import check_same, described_of, head_of, write_head
 from distilljax.metrics import write_atomically
 from distilljax.programs import Programs
-from distilljax.resume import differences
 from distilljax.sharding import mesh_from_string
 from distilljax.teachers._records import pack_keys
 from distilljax.teachers.cached import CachedTeacher, check_unaugmented
 from distilljax.teachers.signals import Kind
 from distilljax.teachers.store import (
-    FORMAT,
     HEAD,
     MANIFEST,
     digest_of,
     read_manifest,
     sha256_of,
 )
-from distilljax.terms import split_heads
 from distilljax.verifying import coding_kl
 from distilljax.workdir import locked, read_json, today, versions
 
 # A killed job loses a shard: a 64th of the work, but a file is not very small or large.
 _SHARDS, _SHARD_BYTES = 64, (2**20, 2**26)
 _WRITING = "writing.json"
-# What of a config decides what its teacher says.
-ASKED_PARTS = (
-    "teacher", "teacher_forward", "teacher_rules", "compute_dtype", "data", "loader",
-)  # fmt: skip
 
 
 def cache(
@@ -113,10 +107,10 @@ def cache(
     with _alone(out), jax.set_mesh(mesh):
         names = tuple(sorted(set(features)))
         asked = Asked.of(config, mesh, logits, names, programs or Programs())
-        described = _described(asked)
-        rows = _shard_rows(asked, out) if shard_rows is None else shard_rows
-        described["shard_rows"] = rows
-        if (out / MANIFEST).is_file() and (done := _finished(out, described)):
+        described = described_of(asked)
+        rows = _begun_rows(out) if shard_rows is None else shard_rows
+        described["shard_rows"] = rows or _shard_rows(asked)
+        if (done := _finished(out, described)) is not None:
             return done
         _begin(out, described)
         rows = described["shard_rows"]
@@ -129,21 +123,35 @@ def cache(
         return _finish(asked, out, described, shards)
 
 
-def _alone(out: Path) -> contextlib.AbstractContextManager[Any]:
-    """Process 0 holds the folder for all."""
-    if jax.process_index() == 0:
-        return locked(out, (MANIFEST, _WRITING), "cache", "--out")
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Process 0 holds the folder for all; if it cannot, none waits for it."""
+    with contextlib.ExitStack() as stack:
+        error = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(locked(out, (MANIFEST, _WRITING), "cache", "--out"))
+            except ValueError as found:
+                error = found
+        if _agreed([error is not None])[0] and error is None:
+            error = ValueError(
+                "cache: --out must be usable for process 0, got an error there. "
+                "Process 0 has printed it."
+            )
+        if error is not None:
+            raise error
+        yield
 
 
 def _check(config: Config, logits: Kind | None, features: Sequence[str]) -> None:
     if logits is None and not features:
         remedy = "Pass logits=Sampled(50), say."
         fail("cache", "signal", "be of logits, features, or both", "neither", remedy)
-    remedy = "Name the one that is to be asked; several have a store each."
+    remedy = "Name the one that is to be asked."
     teacher = config.teacher
     if isinstance(teacher, CachedTeacher):
         teacher = teacher.teacher
+        remedy = "Name the teacher: CachedTeacher(..., teacher=...); or another --arm."
     if teacher is None or isinstance(teacher, Mapping):
         got = "none" if teacher is None else f"{len(teacher)} of them"
         fail("cache", "the config's teacher", "be a single one", got, remedy)
@@ -170,10 +178,18 @@ class _Shard:
         """The name of what says that it is complete, until the manifest does."""
         return f"shard-{self.number:05d}.json"
 
+    def is_complete(self, out: Path) -> bool:
+        """Whether it is there, as it was written, with the rows that it shall have."""
+        if not (out / self.complete).is_file() or not (out / self.file).is_file():
+            return False
+        known = read_json(out / self.complete)
+        same = known["bytes"] == (out / self.file).stat().st_size
+        return same and known["rows"] == len(self.rows)
+
 
 def _write(asked: Asked, out: Path, shards: list[_Shard], progress: Progress) -> None:
     """Write what is missing: each process a shard, and all run the teacher together."""
-    there = _agreed([(out / shard.complete).is_file() for shard in shards])
+    there = _agreed([shard.is_complete(out) for shard in shards])
     todo = [shard for shard, done in zip(shards, there, strict=True) if not done]
     done = len(asked.cover) - sum(len(shard.rows) for shard in todo)
     index, count = asked.reader["process_index"], asked.reader["process_count"]
@@ -237,49 +253,16 @@ def _wait(name: str) -> None:
 # --- what the store says of itself ----------------------------------------------------
 
 
-def _described(asked: Asked) -> dict[str, Any]:
-    """The manifest as far as it is known before anything is written."""
-    config, kept, source = asked.config, asked.kept, asked.source
-    tokenizer = getattr(source, "tokenizer", None)
-    parts = {name: to_json(getattr(config, name)) for name in ASKED_PARTS}
-    logits = None
-    if asked.kind is not None:
-        logits = {
-            "kind": asked.kind.name,
-            "options": json.loads(json.dumps(asdict(asked.kind))),
-            "num_classes": kept.num_classes,
-            "arrays": kept.arrays,
-        }
-    return {
-        "format": FORMAT,
-        "signal": {
-            "logits": logits,
-            "features": kept.features,
-            "shape": list(kept.shape),
-        },
-        "teacher": {
-            "fingerprint": asked.teacher.fingerprint,
-            "num_classes": kept.num_classes,
-        },
-        "tokenizer": None
-        if tokenizer is None
-        else {
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-        },
-        "data": {
-            "fingerprint": units_fingerprint(source),
-            "num_units": num_units(source),
-        },
-        "licenses": config.licenses,
-        "config": parts,
-    }
+def _begun_rows(out: Path) -> int | None:
+    """Rows in a shard of what is there already; None: nothing is."""
+    for name in (MANIFEST, _WRITING):
+        if (out / name).is_file():
+            return read_json(out / name)["shard_rows"]
+    return None
 
 
-def _shard_rows(asked: Asked, out: Path) -> int:
-    """Of a store that was begun, as it was; else so that not much is ever lost."""
-    if (out / _WRITING).is_file():
-        return read_json(out / _WRITING)["shard_rows"]
+def _shard_rows(asked: Asked) -> int:
+    """So many that not much is ever lost, and files are neither small nor large."""
     some = np.arange(min(asked.batch_size, len(asked.cover)))
     counts = {"rows": 0, "units": 0, "positions": 0}
     ((batch, said),) = asked.said(some, 1)
@@ -295,7 +278,7 @@ def _begin(out: Path, described: dict[str, Any]) -> None:
     """Write down what is written, or compare with what was begun."""
     path = out / _WRITING
     if path.is_file():
-        _check_same(path, read_json(path), described)
+        check_same(path, read_json(path), described)
     elif jax.process_index() == 0:
         write_atomically(path, json.dumps(described, indent=1) + "\n")
     if jax.process_index() == 0:
@@ -304,39 +287,34 @@ def _begin(out: Path, described: dict[str, Any]) -> None:
     _wait("begun")
 
 
-def _check_same(path: Path, before: dict[str, Any], described: dict[str, Any]) -> None:
-    # where things lie, and how the loader reads them, changes no answer
-    free = ("config.", "shard_rows", "versions")
-    found = differences({k: v for k, v in before.items() if k in described}, described)
-    found = {k: v for k, v in found.items() if not k.startswith(free)}
-    if found:
-        changed = "; ".join(f"{k}: {v}" for k, v in list(found.items())[:10])
-        fail(
-            "cache",
-            "--out",
-            "be of the same teacher, data and signal",
-            f"{str(path.parent)!r}, which differs in {changed}",
-            "Choose another folder.",
-        )
-
-
 def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest; None if files are missing: the store is then one that was begun."""
+    """The manifest; None if there is none, or files are missing: then it is begun."""
+    if not _agreed([(out / MANIFEST).is_file()])[0]:
+        return None
     manifest = read_manifest(out)
     before = copy.deepcopy(manifest)
     widest = (before["signal"]["logits"] or {}).pop("max_distinct", 1)
-    _check_same(out / MANIFEST, before, described)
-    if all((out / shard["file"]).is_file() for shard in manifest["shards"]):
+    check_same(out / MANIFEST, before, described)
+    files = [*manifest["shards"], *([manifest["head"]] if manifest["head"] else [])]
+    names = [file.get("file", HEAD) for file in files]
+    there = _agreed(
+        [
+            path.is_file() and path.stat().st_size == file["bytes"]
+            for path, file in zip((out / name for name in names), files, strict=True)
+        ]
+    )
+    if all(there):
         return {**manifest, "already_finished": True}
-    described["shard_rows"] = manifest["shard_rows"]
+    _wait("read")
     if jax.process_index() == 0:
-        for shard in manifest["shards"]:
-            if (path := out / shard["file"]).is_file():
+        for shard, is_there in zip(manifest["shards"], there, strict=False):
+            path = (out / shard["file"]).with_suffix(".json")
+            path.unlink(missing_ok=True)
+            if is_there:
                 text = json.dumps({**shard, "max_distinct": widest}) + "\n"
-                write_atomically(path.with_suffix(".json"), text)
+                write_atomically(path, text)
         write_atomically(out / _WRITING, json.dumps(described, indent=1) + "\n")
         (out / MANIFEST).unlink()
-    _wait("begun again")
     return None
 
 
@@ -344,13 +322,18 @@ def _finish(
     asked: Asked, out: Path, described: dict[str, Any], shards: list[_Shard]
 ) -> dict[str, Any]:
     """The head, and the manifest, which makes it a store."""
-    head = _head(asked)
+    head = head_of(asked)
     if jax.process_index() == 0:
         found = [read_json(out / shard.complete) for shard in shards]
+        rows, units = (sum(shard[key] for shard in found) for key in ("rows", "units"))
+        if rows != len(asked.cover) or units != num_units(asked.source):
+            raise RuntimeError(
+                f"cache: {rows} rows and {units} units, which is not all"
+            )
         widest = max(shard.pop("max_distinct") for shard in found)
         if described["signal"]["logits"] is not None:
             described["signal"]["logits"]["max_distinct"] = widest
-        described["head"] = None if head is None else _write_head(out, head)
+        described["head"] = None if head is None else write_head(out, head)
         described["counts"] = {
             name: sum(shard[name] for shard in found)
             for name in ("rows", "units", "positions", "bytes")
@@ -365,41 +348,4 @@ def _finish(
     return read_json(out / MANIFEST)
 
 
-def _head(asked: Asked) -> Any:
-    """The kernel of the teacher's head, on the host; None if nothing needs it."""
-    if asked.kind is None or asked.kind.name != "hidden":
-        return None
-    batch, _ = asked.sent(next(asked.batches(np.zeros(1, np.int64))))
-
-    def head(state: Any, batch: Any) -> Any:
-        return split_heads(asked.outputs(state, batch))[1]
-
-    found = jax.jit(head)(asked.state, batch)
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(found, tiled=True)
-    return jax.device_get(found)
-
-
-def _write_head(out: Path, head: Any) -> dict[str, Any]:
-    arrays, numbers, data = [], {"tied": head.tied}, b""
-    for name in ("kernel", "bias", "softcap", "scale"):
-        value = getattr(head, name)
-        if value is None:
-            continue
-        x = np.asarray(value)
-        if x.ndim == 0:
-            numbers[name] = float(x)
-            continue
-        described = {"name": name, "dtype": str(x.dtype), "shape": list(x.shape)}
-        arrays.append({**described, "offset": len(data)})
-        data += np.ascontiguousarray(x).tobytes()
-    write_atomically(out / HEAD, data)
-    return {
-        "bytes": len(data),
-        "sha256": sha256_of(out / HEAD),
-        "arrays": arrays,
-        "numbers": numbers,
-    }
-
-
-__all__ = ["ASKED_PARTS", "cache"]
+__all__ = ["cache"]

@@ -32,13 +32,20 @@ _RELATIVE, _SHARE, _KL = 1e-2, 0.02, 1e-3
 
 
 def verify(
-    folder: str | Path, *, num_rows: int = 32, programs: Programs | None = None
+    folder: str | Path,
+    *,
+    num_rows: int = 32,
+    mesh: str | None = None,
+    eval_batch_size: int | None = None,
+    programs: Programs | None = None,
 ) -> dict[str, Any]:
     """Compare every file of a store with its checksum, and some rows with the teacher.
 
     Args:
       folder: The store.
       num_rows: How many rows the teacher reads again, spread over all of them.
+      mesh: Devices by axis; None: as when it was written.
+      eval_batch_size: Rows that the teacher reads at once; None: as it was written.
       programs: What was loaded already.
 
     Returns:
@@ -50,11 +57,11 @@ def verify(
     """
     check_count("verify", "rows", num_rows)
     store = SignalStore(folder)
-    config = _config(store)
-    mesh = mesh_from_string(config.mesh)
-    with jax.set_mesh(mesh):
+    config = _config(store, {"mesh": mesh, "eval_batch_size": eval_batch_size})
+    devices = mesh_from_string(config.mesh)
+    with jax.set_mesh(devices):
         features = tuple(store.features)
-        asked = Asked.of(config, mesh, store.kind, features, programs or Programs())
+        asked = Asked.of(config, devices, store.kind, features, programs or Programs())
         known = store.manifest["teacher"]["fingerprint"]
         if asked.teacher.fingerprint != known:
             fail(
@@ -72,9 +79,10 @@ def verify(
     return {"store": str(folder), "files": "as written", "rows": len(rows), **found}
 
 
-def _config(store: SignalStore) -> Config:
+def _config(store: SignalStore, given: dict[str, Any]) -> Config:
     """What the store was written from, as far as it matters."""
     parts = {k: from_json(v) for k, v in store.manifest["config"].items()}
+    parts |= {name: value for name, value in given.items() if value is not None}
     return Config(
         name="verify", student=None, objective=CrossEntropy(), steps=1, **parts
     )
@@ -215,6 +223,8 @@ def coding_kl(asked: Asked) -> dict[str, float] | None:
     mask = mask_of(batch, asked.kept.shape) & (batch["index"] >= 0).reshape(
         -1, *[1] * len(asked.kept.shape)
     )
+    if not mask.any():
+        return None
     exact = {name: x[mask] for name, x in said["logits"].items()}
     assert asked.coding is not None
     coded = asked.coding.decode([asked.coding.encode(exact)], np.array([mask.sum()]))

@@ -36,7 +36,8 @@ LAYERS = [
     },
     {"resume", "not_finite"},
     {"train", "run", "programs", "pair", "frozen", "vocabulary", "workdir",
-     "evaluation", "planning", "asking", "caching", "verifying"},
+     "evaluation", "planning", "asking", "caching", "describing",
+     "verifying"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
@@ -55,6 +56,8 @@ SIBLINGS = {
     ("asking", "programs"): "a teacher is loaded as for a run",
     ("caching", "asking"): "a store is what a teacher answers",
     ("caching", "programs"): "several stores share a loaded teacher",
+    ("caching", "describing"): "a store says what it was written from",
+    ("describing", "asking"): "a store is what a teacher answers",
     ("caching", "verifying"): "a store says what its coding costs",
     ("verifying", "asking"): "a store is compared with its teacher's answers",
     ("verifying", "programs"): "several stores share a loaded teacher",

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import Outputs, objectives, optimizers, students
+from distilljax import Outputs, caching, objectives, optimizers, students
 from distilljax.caching import cache
 from distilljax.data import Loader, RandomShift, Slice
 from distilljax.data.units import Cover, num_units, units_of
@@ -46,6 +46,16 @@ from tests.teachers.tiny import (
     rows,
     text_config,
 )
+
+
+def halved(model: Any, batch: Any) -> Any:
+    return model(batch["inputs"]) / 2
+
+
+def with_a_broken_kernel(model: Any, batch: Any) -> Any:
+    head = model(batch["tokens"], batch["positions"], batch["segment_ids"]).logits
+    return Outputs(replace(head, kernel=head.kernel.at[0, 7].set(jnp.nan)))
+
 
 LOADER = Loader(batch_size=16, scale=16.0, flatten=True)
 EXACT = [Hidden(), Dense()]
@@ -481,3 +491,106 @@ def test_programs_are_shared_between_stores(tmp_path):
 def test_optimizers_do_not_matter_to_a_store(tmp_path, store):
     config = from_store(text_config(optimizer=optimizers.SGD(1e-2)), store)
     assert len(trained(config, tmp_path / "run")) == 6
+
+
+# --- going on -------------------------------------------------------------------------
+
+
+def begun(config: Any, out: Path, kind: Any, shards: int, **how: Any) -> None:
+    """A store of which some shards were written, and then the job was killed."""
+
+    class Killed(BaseException):
+        pass
+
+    written = []
+
+    def killed(*args: Any) -> None:
+        if len(written) == shards:
+            raise Killed
+        written.append(args)
+        write_shard(*args)
+
+    write_shard = caching._write_shard
+    caching._write_shard = killed
+    try:
+        with pytest.raises(Killed):
+            cache(config, out, logits=kind, **how)
+    finally:
+        caching._write_shard = write_shard
+
+
+@pytest.mark.parametrize(
+    ("fields", "how", "message"),
+    [
+        ({}, {"shard_rows": 4}, "shard_rows: 8 -> 4"),
+        ({"compute_dtype": "bfloat16"}, {}, "compute_dtype: 'float32' -> 'bfloat16'"),
+        ({"teacher_forward": halved}, {}, "config.teacher_forward"),
+        ({"loader": Loader(batch_size=8, scale=8.0, flatten=True)}, {}, "loader.scale"),
+        ({"data": digits(41)}, {}, "num_units: 40 -> 41"),
+        ({"data": digits(40, classes=9)}, {}, "config.data"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_store_goes_on_with_what_it_was_begun_with(
+    tmp_path, fields, how, message, finished
+):
+    out = tmp_path / "store"
+    if finished:
+        cache(image_config(), out, logits=Dense(), shard_rows=8)
+    else:
+        begun(image_config(), out, Dense(), 2, shard_rows=8)
+    with pytest.raises(ValueError, match=message):
+        cache(image_config(**fields), out, logits=Dense(), **how)
+    cache(image_config(), out, logits=Dense())
+    cache(image_config(), tmp_path / "whole", logits=Dense(), shard_rows=8)
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lost", ["shard-00000.array_record", "shard-00001.json"])
+def test_what_is_lost_of_a_store_that_was_begun_is_written_again(tmp_path, lost):
+    out = tmp_path / "store"
+    begun(image_config(), out, Dense(), 2, shard_rows=8)
+    (out / lost).unlink()
+    cache(image_config(), out, logits=Dense())
+    cache(image_config(), tmp_path / "whole", logits=Dense(), shard_rows=8)
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["head.bin", "shard-00002.array_record"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_is_lost_of_a_finished_store_is_written_again(tmp_path, name, cut):
+    out = tmp_path / "store"
+    cache(text_config(), out, logits=Hidden(), shard_rows=8)
+    before = files(out)
+    (out / name).unlink()
+    if cut:
+        (out / name).write_bytes(before[name][:100])
+    cache(text_config(), out, logits=Hidden())
+    assert files(out) == before
+
+
+def test_the_same_answers_on_another_day_are_the_same_teacher(tmp_path, monkeypatch):
+    found = []
+    for day in ("2026-01-01", "2026-01-02"):
+        monkeypatch.setattr(caching, "today", lambda day=day: day)
+        cache(text_config(), tmp_path / day, logits=Sampled(20))
+        found.append(CachedTeacher(str(tmp_path / day))().fingerprint)
+    assert found[0] == found[1]
+    cache(text_config(), tmp_path / "other", logits=Sampled(20, seed=1))
+    assert CachedTeacher(str(tmp_path / "other"))().fingerprint != found[0]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_broken_kernel_is_refused_whatever_is_kept(tmp_path, kind):
+    config = text_config(teacher_forward=with_a_broken_kernel)
+    with pytest.raises(ValueError, match="what the teacher says of row 0"):
+        cache(config, tmp_path / "store", logits=kind)
+
+
+def test_more_shards_than_files_may_be_open_are_read(tmp_path, monkeypatch):
+    cache(text_config(), tmp_path / "store", logits=Sampled(20), shard_rows=1)
+    monkeypatch.setattr("distilljax.teachers.store._OPEN_FILES", 2)
+    store = CachedTeacher(str(tmp_path / "store"))().store
+    keys = np.arange(store.manifest["counts"]["units"])
+    assert [unit.key for unit in store.units(keys)] == keys.tolist()
+    assert len(store._opened) == 2

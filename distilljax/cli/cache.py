@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from distilljax._checks import fail
 from distilljax.cli.multihost import initialize
 from distilljax.cli.overrides import make_parser, parse, plan
 
@@ -15,7 +16,7 @@ Ask the teacher of a config about its training data once, and keep what it says 
 store. Students are then trained from it, without the teacher in memory:
 
   distilljax cache CONFIG --out runs/store --kind sampled
-  distilljax train CONFIG --workdir W       # teacher=CachedTeacher("runs/store")
+  distilljax train CONFIG2 --workdir W      # with teacher=CachedTeacher("runs/store")
 
 A job that was killed goes on where it was: run the same command again. With several
 processes each writes its own shards.
@@ -125,7 +126,16 @@ def _kind(args: argparse.Namespace, config: Any) -> Any:
         own = getattr(config.objective, "temperature", 1.0)
         grid = {1.0} if callable(own) else {1.0, float(own)}
         if args.temperatures is not None:
-            grid = {float(t) for t in args.temperatures.split(",")}
+            try:
+                grid = {float(t) for t in args.temperatures.split(",")}
+            except ValueError:
+                fail(
+                    "cache",
+                    "--temperatures",
+                    "be numbers, such as 1,2",
+                    repr(args.temperatures),
+                    "It is the grid that losses may use.",
+                )
         return teachers.TopK(args.k, tuple(sorted(grid)), args.values)
     if args.kind == "hidden":
         return teachers.Hidden(args.hidden_dtype)
@@ -149,10 +159,24 @@ def _verify(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--rows", type=int, default=32, metavar="N", help="how many rows (default: 32)"
     )
+    parser.add_argument(
+        "--mesh", help='devices, such as "data=8" (default: as it was written)'
+    )
+    parser.add_argument(
+        "--eval-batch-size",
+        type=int,
+        metavar="N",
+        help="rows that the teacher reads at once (default: as it was written)",
+    )
     args = parser.parse_args(list(argv))
     from distilljax.verifying import verify
 
-    found = verify(args.store, num_rows=args.rows)
+    found = verify(
+        args.store,
+        num_rows=args.rows,
+        mesh=args.mesh,
+        eval_batch_size=args.eval_batch_size,
+    )
     print(json.dumps(found, indent=1))
     return 0 if found["same"] else 1
 

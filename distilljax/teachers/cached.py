@@ -1,7 +1,7 @@
 """A teacher that was asked once: its signal is read from a store.
 
-    distilljax cache CONFIG --out runs/store
-    distilljax train CONFIG --workdir W --teacher.store=runs/store
+    distilljax cache CONFIG --out runs/store --kind sampled
+    distilljax train CONFIG2 --workdir W     # teacher=CachedTeacher("runs/store")
 
 or, in a loop of one's own::
 

@@ -235,6 +235,11 @@ class Hidden:
     """"same": as the teacher computes them, and exact. "int8": one scale per position,
     and a loss of accuracy that is measured and written into the manifest."""
 
+    def __post_init__(self):
+        if self.dtype not in ("same", "int8"):
+            remedy = '"same" is exact.'
+            fail("Hidden", "dtype", 'be "same" or "int8"', repr(self.dtype), remedy)
+
     def of(self, logits: Any, rows: Int[Array, " batch"]) -> dict[str, Array]:
         """The hidden states of a batch, [batch, ..., width].
 

@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 HEAD = "head.bin"
 # Rows that were read stay in memory, up to so many bytes.
 KEPT_BYTES = 2**30
+# So many shards are open at once.
+_OPEN_FILES = 64
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:
@@ -124,8 +126,9 @@ class SignalStore:
 
     @property
     def digest(self) -> str:
-        """Of the whole store: the manifest has the digest of every file."""
-        return self.manifest["digest"]
+        """Of what is in the store, whoever wrote it, and when."""
+        said = ("signal", "teacher", "tokenizer", "data", "shards", "head")
+        return digest_of({name: self.manifest[name] for name in said})
 
     @cached_property
     def kind(self) -> Kind | None:
@@ -264,6 +267,8 @@ class SignalStore:
         """Something of a shard's records, or an error that names the shard."""
         try:
             if number not in self._opened:
+                if len(self._opened) >= _OPEN_FILES:
+                    self._opened.pop(next(iter(self._opened)))
                 self._opened[number] = open_records(self._path(number))
             return read(self._opened[number])
         except (RuntimeError, IndexError, ValueError) as error:

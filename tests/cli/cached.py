@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from distilljax.config import Config
+from distilljax.config import Config, load_module
 from distilljax.teachers import CachedTeacher
-from tests.teachers.tiny import text_config
+
+tiny = load_module(Path(__file__).parents[1] / "teachers" / "tiny.py")
 
 
 def config(seed: int = 0) -> Config:
-    return text_config(seed=seed, steps=4, licenses={"data": "CC0"})
+    return tiny.text_config(seed=seed, steps=4, licenses={"data": "CC0"})
 
 
 def arms(seed: int = 0) -> dict[str, Config]:

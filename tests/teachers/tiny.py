@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import flax.linen  # noqa: F401  loaded once, outside of what is timed
 import jax
 import jax.numpy as jnp
 import numpy as np
