@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import drawing
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import drawing
 from distilljax import Outputs, losses, objectives, optimizers
 from distilljax.caching import cache
 from distilljax.config import Config

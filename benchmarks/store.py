@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import lm_steps
 import numpy as np
+import store_coding
 from flax import nnx
 
-from benchmarks import lm_steps, store_coding
 from distilljax import Outputs, make_distill_step, objectives, students
 from distilljax.caching import cache
 from distilljax.config import Config
@@ -167,7 +168,7 @@ def waiting(folder: Path, num_steps: int = 40) -> dict[str, float]:
 
 WRITER = """
 import sys
-from benchmarks.store import KINDS, config
+from store import KINDS, config
 from dataclasses import replace
 from distilljax.caching import cache
 run = replace(config("long"), eval_batch_size=2)
@@ -177,7 +178,9 @@ cache(run, sys.argv[1], logits=KINDS["sampled_50"], shard_rows=2)
 
 def writer(out: Path) -> subprocess.Popen:
     environment = {
-        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(out.parent / "compiled"),
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "JAX_COMPILATION_CACHE_DIR": str(out.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }  # fmt: skip

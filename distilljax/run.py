@@ -151,7 +151,8 @@ class Run:
                 "--select",
                 f"be None or one of {', '.join(known)}",
                 repr(self.config.select),
-                "These are measured on the validation split.",
+                "These are measured on the validation split; what compares with a "
+                "teacher needs one: of a store, CachedTeacher(..., teacher=...).",
             )
         if self.config.select and self.config.select_mode not in (
             None,

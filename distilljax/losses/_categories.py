@@ -175,8 +175,9 @@ def _on_grid(
                 "temperature",
                 f"be one of those whose tail the teacher has, {grid}",
                 temperature,
-                "Give SparseLogits.top_k all temperatures that the schedule takes: a "
-                "tempered tail cannot be had from another one.",
+                "A tempered tail cannot be had from another one: make the signal with "
+                "every temperature, SparseLogits.top_k(logits, k, (1.0, 2.0)) or "
+                "distilljax cache --temperatures 1,2.",
             )
         return jnp.asarray(temperature).astype(log_tail.dtype), log_tail[..., nearest]
     traced = jnp.asarray(temperature).astype(log_tail.dtype)
