@@ -374,6 +374,8 @@ class Run:
             "machine": machine(),
             "date": today(),
         }
+        if config.licenses:
+            results["licenses"] = dict(config.licenses)
         predictions = None
         arrays = self.evaluated(state)
         if config.test is not None:
