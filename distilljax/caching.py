@@ -191,15 +191,15 @@ def _write(asked: Asked, out: Path, shards: list[_Shard], progress: Progress) ->
     """Write what is missing: each process a shard, and all run the teacher together."""
     there = _agreed([shard.is_complete(out) for shard in shards])
     todo = [shard for shard, done in zip(shards, there, strict=True) if not done]
-    done = len(asked.cover) - sum(len(shard.rows) for shard in todo)
+    done, left = 0, sum(len(shard.rows) for shard in todo)
     index, count = asked.reader["process_index"], asked.reader["process_count"]
-    with progress("asking the teacher", len(asked.cover), "rows") as advance:
+    with progress("asking the teacher", left, "rows that are left") as advance:
         for start in range(0, len(todo), count):
             some = todo[start : start + count]
             num_batches = -(-max(len(s.rows) for s in some) // asked.batch_size)
 
             def step(rows: int, before: int = done, times: int = len(some)) -> None:
-                advance(min(before + rows * times, len(asked.cover)))
+                advance(min(before + rows * times, left))
 
             if index < len(some):
                 _write_shard(asked, out, some[index], num_batches, step)
