@@ -254,7 +254,11 @@ class Asked:
     def _check_numbers(self, row: int, at: int, said: Any, flat: np.ndarray) -> None:
         """What is learnt later is a number now."""
         bad = said["bad"] is not None and np.any(said["bad"][at].reshape(-1) & flat)
-        if bad or any(np.isnan(x[at]).any() for x in said["features"].values()):
+        for name, x in said["features"].items():
+            each = self.kept.features[name]["per_position"]
+            seen = x[at].reshape(len(flat), -1)[flat] if each else x[at]
+            bad = bad or np.isnan(seen).any()
+        if bad:
             fail(
                 "cache",
                 f"what the teacher says of row {row}, example {self.cover.where(row)},",

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,8 +26,6 @@ from distilljax.caching import cache
 from distilljax.data import Loader, RandomShift, Slice
 from distilljax.data.units import Cover, num_units, units_of
 from distilljax.losses import SampledLogits, SparseLogits
-from distilljax.programs import Programs
-from distilljax.sharding import mesh_from_string
 from distilljax.teachers import CachedTeacher, Dense, Hidden, Sampled, TopK
 from distilljax.train import train
 from distilljax.verifying import verify
@@ -90,7 +87,8 @@ def test_exact_signals_give_the_steps_of_a_teacher_in_the_step(tmp_path, kind, d
     assert manifest["counts"]["units"] == num_units(data())
     want = trained(config, tmp_path / "online")
     got = trained(from_store(config, tmp_path / "store"), tmp_path / "cached")
-    assert len(data()) < 8 * 8 or data == mixture()
+    if data != mixture():  # whose epoch is longer
+        assert len(data()) < 8 * 8
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -476,16 +474,6 @@ def test_a_batch_of_a_mesh_is_that_of_one_device(tmp_path):
     keys = np.arange(one.manifest["counts"]["units"])
     (a, _), (b, _) = (s.decode(s.units(keys)) for s in (one, other))
     np.testing.assert_allclose(a["hidden"], b["hidden"], rtol=1e-4, atol=1e-5)
-
-
-def test_programs_are_shared_between_stores(tmp_path):
-    programs = Programs()
-    mesh = mesh_from_string("data=-1")
-    config = text_config()
-    for kind in (Hidden(), Dense()):
-        cache(config, tmp_path / kind.name, logits=kind, programs=programs)
-    with jax.set_mesh(mesh):
-        assert programs.teacher(config, mesh) is programs.teacher(config, mesh)
 
 
 def test_optimizers_do_not_matter_to_a_store(tmp_path, store):

@@ -6,8 +6,9 @@
         --arms kept_labels,kept_distilled --seeds 0
     distilljax report runs/lm/austen
 
-The arms `..._cached` learn from a store, 50 draws for each of a million tokens. It
-takes two idle cores half an hour to write, and can be stopped and taken up again:
+The arms `..._cached` learn from a store, 50 draws for each of a million tokens. Writing
+it takes two cores most of an hour (350 tokens a second were seen beside other work),
+and can be stopped and taken up again:
 
     distilljax cache configs/lm/smollm2_austen.py --out runs/lm/austen_store \
         --kind sampled

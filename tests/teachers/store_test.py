@@ -221,7 +221,7 @@ def test_the_head_lies_where_the_rules_say(stores):
     np.testing.assert_array_equal(head.kernel, opened.of(config.data()).head.kernel)
 
 
-def test_batches_without_their_index_cannot_be_joined(stores):
+def test_a_joined_iterator_goes_back_to_a_state(stores):
     config = text_config()
     source = config.data()
     signals = CachedTeacher(str(stores / "sampled"))().of(source)
