@@ -233,6 +233,10 @@ class TrainedRun:
     workdir: str
     """Folder of a finished run of `distilljax train`."""
 
+    def untrained(self) -> Any:
+        """What makes the same shapes from the saved config alone, for a plan."""
+        return from_json(read_json(Path(self.workdir) / "config.json")["student"])
+
     def __call__(
         self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
     ) -> nnx.Module:

@@ -56,10 +56,16 @@ def config(seed: int = 0) -> Config:
         expected="a lower NLL than from the text alone; not run at this size yet",
         student=students.Copied(
             students.Pretrained(
-                STUDENT, dtype="float32", scan=True, remat=STUDENT_SHAPE.remat
+                STUDENT,
+                dtype="float32",
+                scan=True,
+                remat=STUDENT_SHAPE.remat,
+                shape=STUDENT_SHAPE,
             )
         ),
-        teacher=students.Pretrained(TEACHER, dtype="bfloat16", scan=True),
+        teacher=students.Pretrained(
+            TEACHER, dtype="bfloat16", scan=True, shape=TEACHER_SHAPE
+        ),
         objective=objectives.LogitKD(temperature=1.0),
         optimizer=optimizers.AdamW(
             learning_rate=optimizers.WarmupCosine(1e-4, STEPS, warmup_steps=500),

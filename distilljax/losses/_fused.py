@@ -128,7 +128,7 @@ def fused_divergence(
         ),
         num_classes=num_classes or student.num_classes,
         chunk=chunk_tokens,
-        products=products_for(matmul_dtype, widths, kernels[0].shape[1]),
+        products=products_for(matmul_dtype, widths),
         tied=student.tied,
     )
     dtype = numerics.compute_dtype(student.hidden, student.kernel)

@@ -24,8 +24,6 @@ from distilljax.losses._products import Products
 
 WIDTH = "fsdp"
 CLASSES = "tensor"
-# A kernel is gathered in this many slices, or the next number that divides it.
-NUM_SLICES = 8
 
 
 def automatic_axes() -> dict[str, int]:
@@ -61,36 +59,23 @@ def has_split_classes() -> bool:
     return CLASSES in automatic_axes()
 
 
-def products_for(dtype: Any, widths: list[int], classes: int) -> Products:
+def products_for(dtype: Any, widths: list[int]) -> Products:
     """How kernels of these widths lie on the mesh that is set."""
     axes = automatic_axes()
     if not has_split_classes():
         return Products(dtype)
-    products = Products(dtype, CLASSES, axes[CLASSES])
     if WIDTH not in axes or any(width % axes[WIDTH] for width in widths):
-        return products
-    slices = _slices(classes // axes[CLASSES]) or 1
-    return replace(products, width_axis=WIDTH, num_slices=slices)
-
-
-def _slices(classes: int) -> int | None:
-    """How many equal slices the classes of a shard make; None if they cannot."""
-    near = range(NUM_SLICES, min(8 * NUM_SLICES, classes) + 1)
-    return next((n for n in near if classes % n == 0), None)
+        return Products(dtype, CLASSES)
+    return Products(dtype, CLASSES, WIDTH)
 
 
 def padded_classes(classes: int) -> int:
-    """So many classes that every device along `tensor` has equally many, in slices.
+    """So many classes that every device along `tensor` has equally many.
 
     What the devices divide already stays as it is: padding a kernel is a copy of it.
     """
-    axes = automatic_axes()
-    shards = axes.get(CLASSES, 1)
-    sliced = WIDTH not in axes or _slices(classes // shards) is not None
-    if classes % shards == 0 and sliced:
-        return classes
-    step = shards * NUM_SLICES if classes > shards * NUM_SLICES else shards
-    return -(-classes // step) * step
+    shards = automatic_axes().get(CLASSES, 1)
+    return -(-classes // shards) * shards
 
 
 def pad_axis(x: Array, size: int, axis: int) -> Array:
@@ -155,9 +140,15 @@ def each_for_its_positions(
     special = {"hidden": by_row, "kernel": PartitionSpec(products.width_axis)}
 
     def local(params: Any, scalars: Any, fixed: Any) -> Any:
-        values, grads = run(params, scalars, fixed)
+        teacher, *others = fixed
+        params = {**params, "kernel": products.gather(params["kernel"])}
+        if teacher is not None:
+            teacher = replace(teacher, kernel=products.gather(teacher.kernel))
+        values, grads = run(params, scalars, (teacher, *others))
         for key in grads.keys() - {"hidden"}:
             scattered = key == "kernel" and products.width_axis is not None
+            if scattered:
+                grads[key] = products.scatter(grads[key])
             rest = tuple(axis for axis in axes if not (scattered and axis == WIDTH))
             grads[key] = jax.lax.psum(grads[key], rest) if rest else grads[key]
         return values, grads

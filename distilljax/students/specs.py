@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -15,7 +14,7 @@ from distilljax._checks import check_count, check_instance, check_positive
 from distilljax._functional import Batch
 from distilljax.models.pooling import mean_pool
 from distilljax.models.pretrained import load_pretrained
-from distilljax.sharding import Rule, tree_shardings
+from distilljax.sharding import Rule
 from distilljax.students._linears import IN_LAYERS
 from distilljax.students.depth import keep_layers
 from distilljax.students.heads import add_head
@@ -24,6 +23,7 @@ from distilljax.students.lora import add_lora
 from distilljax.students.made import Made
 from distilljax.students.quantization import fake_quantize, quantize_weights
 from distilljax.students.scratch import Narrowing, from_scratch, projected_embedding
+from distilljax.students.untrained import Untrained, check_shape, shaped
 from distilljax.students.width import slice_width
 
 
@@ -53,49 +53,29 @@ class Pretrained:
     """Whether layers are stacked and scanned."""
     remat: Callable[..., Any] | None = None
     """What of a layer is kept for the gradient, as in `DecoderConfig`."""
+    shape: Any = None
+    """What it is, such as a `DecoderConfig`: it is checked when the files are read, and
+    without them a run can be planned. None: as the files say."""
 
     def __call__(
         self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
     ) -> nnx.Module:
         """The module, on the mesh by the rules of its kind, or on one device."""
         del rules
+        options: Any = {"dtype": self.dtype, **self._options}
+        model: Any = load_pretrained(self.path_or_id, mesh=mesh, **options)
+        check_shape(self.path_or_id, model.config, self.shape)
+        return model
+
+    @property
+    def _options(self) -> dict[str, Any]:
         asked = {"scan": self.scan, "remat": self.remat}
         # models of images have neither
-        options = {name: value for name, value in asked.items() if value}
-        return load_pretrained(self.path_or_id, dtype=self.dtype, mesh=mesh, **options)
+        return {name: value for name, value in asked.items() if value}
 
-
-@dataclass(frozen=True)
-class Untrained:
-    """A teacher with random parameters: to try a recipe before its weights are there.
-
-    Example:
-      >>> from distilljax import models
-      >>> small = models.DecoderConfig(
-      ...     vocab_size=64, width=16, num_layers=2, num_heads=2, num_kv_heads=1,
-      ...     head_dim=8, ffn_width=24)
-      >>> Untrained(small)().config.width
-      16
-    """
-
-    model: Any
-    """What builds it: a callable from random streams, such as `DecoderConfig`."""
-    seed: int = 0
-    """Of the parameters."""
-
-    def __call__(
-        self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
-    ) -> nnx.Module:
-        """The module, made on the mesh or on one device."""
-
-        def make() -> Any:
-            return nnx.state(self.model(nnx.Rngs(self.seed)))
-
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(self.seed))))
-        if mesh is None:
-            return nnx.merge(graphdef, jax.jit(make)())
-        shardings = tree_shardings(jax.eval_shape(make), mesh, rules)
-        return nnx.merge(graphdef, jax.jit(make, out_shardings=shardings)())
+    def untrained(self) -> Untrained:
+        """The same model without its weights, for a plan."""
+        return shaped(self.path_or_id, self.dtype, self.shape, self._options)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,9 @@ class Part:
             if not jax.tree.leaves(jax.eval_shape(find, self.state)):
                 return None
             whole = NamedSharding(self.mesh, PartitionSpec())
+            if is_abstract(self.state):
+                found = jax.eval_shape(find, self.state)
+                return place(found, self._sharding.mesh)
             found = jax.jit(find, out_shardings=whole)(self.state)
         local = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), found)
         student: Any = self._sharding.mesh
@@ -133,12 +136,21 @@ class Part:
         )
 
 
-def place(state: Any, mesh: Mesh) -> Any:
+def is_abstract(state: Any) -> bool:
+    """Whether there are shapes instead of arrays, as in a plan."""
+    leaves = jax.tree.leaves(state)
+    return any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
+
+
+def place(state: Any, mesh: Any) -> Any:
     """Arrays that do not lie on a mesh yet, put there; random keys as well."""
     devices = set(mesh.devices.flat)
     shardings = tree_shardings(state, mesh)
 
     def put(x: Any, sharding: NamedSharding) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            own = x.sharding or sharding
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
         there = isinstance(x, jax.Array) and x.sharding.device_set == devices
         return x if there else jax.device_put(x, sharding)
 

@@ -124,12 +124,15 @@ def unplaced(teacher: Any) -> Any:
     return {name: part.teacher for name, part in parts.items()} if parts else teacher
 
 
-def beside(teacher: Any, mesh: str) -> dict[str, Any]:
+def beside(
+    teacher: Any, mesh: str, devices: Sequence[Any] | None = None
+) -> dict[str, Any]:
     """What of `mesh_from_string` the student's mesh needs besides its text.
 
     Args:
       teacher: That of the config.
       mesh: The student's mesh, of the config.
+      devices: All devices; None: those of this machine.
 
     Returns:
       ``{"devices": ...}`` if a teacher has devices of its own; else nothing.
@@ -137,21 +140,24 @@ def beside(teacher: Any, mesh: str) -> dict[str, Any]:
     parts = placed_teachers(teacher)
     if not any(part.has_own_devices for part in parts.values()):
         return {}
-    return {"devices": _divide(parts, mesh)[0]}
+    return {"devices": _divide(parts, mesh, devices)[0]}
 
 
-def teacher_meshes(teacher: Any, text: str, mesh: Mesh) -> dict[str | None, Mesh]:
+def teacher_meshes(
+    teacher: Any, text: str, mesh: Mesh, devices: Sequence[Any] | None = None
+) -> dict[str | None, Mesh]:
     """The mesh of each placed teacher of a config, by name.
 
     Args:
       teacher: That of the config.
       text: The student's mesh, of the config.
       mesh: The same, made.
+      devices: All devices; None: those of this machine.
     """
     parts = placed_teachers(teacher)
     if not parts:
         return {}
-    _, own = _divide(parts, text) if _any_own(parts) else ([], {})
+    _, own = _divide(parts, text, devices) if _any_own(parts) else ([], {})
     students = list(mesh.devices.flat)
     return {
         name: mesh_from_string(part.mesh, own.get(name, students))
@@ -177,14 +183,17 @@ def _any_own(parts: Mapping[str | None, Placed]) -> bool:
 
 
 def _divide(
-    parts: Mapping[str | None, Placed], student: str
+    parts: Mapping[str | None, Placed],
+    student: str,
+    devices: Sequence[Any] | None = None,
 ) -> tuple[list[Any], dict[str | None, list[Any]]]:
     """The student's devices, and those of each teacher that has its own."""
     own: dict[str | None, list[Any]] = {}
-    free = list(jax.devices())
+    everything = list(jax.devices() if devices is None else devices)
+    free = list(everything)
     named = {n: p for n, p in parts.items() if p.has_own_devices and p.devices}
     for name, part in named.items():
-        own[name] = _slices(part.devices)
+        own[name] = _slices(part.devices, everything)
         if any(device not in free for device in own[name]):
             fail(
                 "train",
@@ -204,7 +213,7 @@ def _divide(
         if size is None:
             own[name] = _remaining(free, name, student)
             free = [device for device in free if device not in own[name]]
-    _check_student(free, student)
+    _check_student(free, student, len(everything))
     return free, own
 
 
@@ -242,13 +251,13 @@ def _last(free: list[Any], size: int, name: str | None, mesh: str) -> list[Any]:
     return [device for own in by_process.values() for device in own[-each:]]
 
 
-def _check_student(free: list[Any], student: str) -> None:
+def _check_student(free: list[Any], student: str, count: int) -> None:
     size = _size(student)
     if not free or size not in (None, len(free)):
         fail(
             "train",
             "--mesh",
-            f"use the devices that no teacher has, {len(free)} of {len(jax.devices())}",
+            f"use the devices that no teacher has, {len(free)} of {count}",
             repr(student),
             'Use "data=-1", or change the devices of the teacher: none may be idle.',
         )
@@ -260,7 +269,7 @@ def _size(mesh: str) -> int | None:
     return None if -1 in sizes else prod(sizes)
 
 
-def _slices(text: str) -> list[Any]:
+def _slices(text: str, devices: list[Any]) -> list[Any]:
     """Devices by slices of `jax.devices()`, such as "4:8" or "2:4,6:8"."""
     found: list[Any] = []
     for part in text.split(","):
@@ -268,12 +277,12 @@ def _slices(text: str) -> list[Any]:
         chosen: list[Any] = []
         if match is not None and match[3] != "0":
             ends: list[int | None] = [int(x) if x else None for x in match.groups()]
-            chosen = jax.devices()[slice(*ends)]
+            chosen = devices[slice(*ends)]
         if not chosen or any(device in found for device in chosen):
             fail(
                 "train",
                 "--teacher.devices",
-                f"be slices of the {len(jax.devices())} devices that do not overlap",
+                f"be slices of the {len(devices)} devices that do not overlap",
                 repr(text),
                 'Write "4:8" or "2:4,6:8"; "all" is the student\'s own, and "" as many '
                 "as --teacher.mesh says.",

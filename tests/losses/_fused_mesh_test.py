@@ -2,8 +2,8 @@
 
 What is protected: the compiled program reduces over `tensor` one number for each
 position (and the gradient of the hidden states, which every split unembedding sums
-there), gathers neither logits nor kernels along `tensor`, and along `fsdp` one slice of
-the classes at a time.
+there), gathers neither logits nor kernels along `tensor`, and along `fsdp` each kernel
+once, however many chunks of positions there are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distilljax import losses
 from distilljax.losses import LinearHead, fused_divergence
+from distilljax.planning.collectives import collectives as collectives_of
+from distilljax.planning.hlo import Program
 from distilljax.sharding import batch_sharding, mesh_from_string
 from tests.losses.contract import UNOPTIMIZED
 
@@ -85,7 +87,7 @@ def on_mesh(mesh, args, options):
     return program.lower(*args).compile(), args
 
 
-SLICE = TEACHER_WIDTH * CLASSES // 2 // 8  # of a kernel, tensor=2, in eighths
+SHARD = TEACHER_WIDTH * CLASSES // 2  # of a kernel, where tensor=2
 HIDDEN = CHUNK * WIDTH  # the gradient of the hidden states of a chunk
 
 
@@ -97,7 +99,7 @@ HIDDEN = CHUNK * WIDTH  # the gradient of the hidden states of a chunk
         (
             "data=2,fsdp=2,tensor=2",
             losses.forward_kl,
-            {"all-gather": SLICE, "reduce-scatter": SLICE, "all-reduce": None},
+            {"all-gather": SHARD, "reduce-scatter": SHARD, "all-reduce": None},
         ),
         ("data=4,fsdp=2", losses.forward_kl, {"all-gather": None, "all-reduce": None}),
     ],
@@ -121,27 +123,38 @@ def test_eight_devices_give_the_numbers_of_one(axes, divergence, largest):
         assert largest[kind] is None or size <= largest[kind], f"{kind} of {size}"
 
 
-def test_a_kernel_is_gathered_in_slices_whatever_its_size():
-    """134 classes on two shards are 67, which is prime: no whole kernel is sent."""
+def test_a_kernel_is_sent_once_whatever_the_number_of_chunks():
+    """In the loop over chunks it would be sent for each: more than all else together."""
     mesh = mesh_from_string("fsdp=4,tensor=2")
-    args = arguments(classes=134, teacher_classes=134)
     with jax.set_mesh(mesh):
-        student, teacher, *rest = args
-        # a numpy teacher of dense logits is padded as one of jax is
-        dense = np.asarray(teacher.logits())
-        program = jax.jit(gradient({}), compiler_options=UNOPTIMIZED)
-        compiled = program.lower(*args).compile()
-        found = compiled(*args)
-        loss(student, dense, *rest)
+        compiled, _ = on_mesh(mesh, arguments(), {})
+    sent = collectives_of(Program(compiled.as_text()), mesh)
+    along = [c for c in sent if c.axes == ("fsdp",) and c.kind != "all-reduce"]
+    assert [c.times for c in along] == [1] * 3
+    sizes = sorted(c.shapes[0].size for c in along)
+    # the student's gradient, split again by rows, its kernel and the teacher's
+    assert sizes == [WIDTH * CLASSES // 8, WIDTH * CLASSES // 2, SHARD]
+    loops = [c for c in sent if c.times == BATCH * TIME // 4 // CHUNK]
+    assert loops, "the loop over chunks reduces over the classes, and was not found"
+    assert max(c.shapes[0].size for c in loops) <= HIDDEN
+
+
+def test_classes_that_do_not_divide_are_padded_on_a_mesh():
+    """134 classes on two shards are 67, which is prime; on four they are padded."""
+    args = arguments(classes=134, teacher_classes=134)
     expected = jax.jit(gradient({}), compiler_options=UNOPTIMIZED)(*args)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        found,
-        expected,
-    )
-    gathered = [n for kind, n in collectives(compiled.as_text()) if "gather" in kind]
-    assert gathered
-    assert max(gathered) <= TEACHER_WIDTH * 67 // 4
+    for axes in ("fsdp=4,tensor=2", "fsdp=2,tensor=4"):
+        with jax.set_mesh(mesh_from_string(axes)):
+            student, teacher, *rest = args
+            # a numpy teacher of dense logits is padded as one of jax is
+            dense = np.asarray(teacher.logits())
+            found = jax.jit(gradient({}), compiler_options=UNOPTIMIZED)(*args)
+            loss(student, dense, *rest)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            found,
+            expected,
+        )
 
 
 def test_nothing_needs_to_divide():

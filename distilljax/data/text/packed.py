@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int64
 
@@ -88,6 +89,15 @@ class Packed:
         store = self.text(progress)
         kept, drops = self._filtered(store)
         return PackedRows(self, store, kept, drops)
+
+    def shapes(self) -> dict[str, Any]:
+        """The shapes of an example, known before anything is opened."""
+        names = ("tokens", "labels", "segment_ids", "positions")
+        kinds = {**dict.fromkeys(names, np.int32), "loss_mask": np.bool_}
+        return {
+            name: jax.ShapeDtypeStruct((self.context,), kind)
+            for name, kind in kinds.items()
+        }
 
     def _filtered(
         self, store: TokenStore
@@ -217,12 +227,10 @@ class PackedRows:
         tokens, labels, mask = shift(
             self.store.all_tokens, self.store.all_learnt, starts, places
         )
-        context, used = self.config.context, len(tokens)
+        used = len(tokens)
         row: dict[str, Any] = {
-            name: np.zeros(context, np.int32)
-            for name in ("tokens", "labels", "segment_ids", "positions")
+            name: np.zeros(x.shape, x.dtype) for name, x in self.config.shapes().items()
         }
-        row["loss_mask"] = np.zeros(context, bool)
         row["tokens"][:used], row["labels"][:used] = tokens, labels
         row["loss_mask"][:used] = mask
         row["segment_ids"][:used] = np.repeat(np.arange(1, len(which) + 1), places)

@@ -6,4 +6,5 @@ tensor is which parameter, `_convert` finds what does not fit and fills the modu
 """
 
 from ._load import load_pretrained as load_pretrained
+from ._load import pretrained_config as pretrained_config
 from ._load import save_pretrained as save_pretrained

@@ -66,6 +66,40 @@ def load_pretrained(
       >>> model.config.num_layers, model.layers.mlp.gate.kernel.shape
       (2, (2, 32, 48))
     """
+    kind, config, source, table = _opened(path_or_id, dtype, options)
+    model = nnx.eval_shape(lambda: config(nnx.Rngs(0)))
+    fill(model, source, table, rules=kind.rules, mesh=mesh, dtype=dtype)
+    model.eval()
+    return model
+
+
+def pretrained_config(
+    path_or_id: str | Path, *, dtype: Any = None, **options: Any
+) -> Any:
+    """The config of the model that `load_pretrained` would load; no weight is read.
+
+    Args:
+      path_or_id: As there.
+      dtype: As there.
+      **options: As there.
+
+    Example:
+      >>> import tempfile
+      >>> from distilljax.models import DecoderConfig
+      >>> config = DecoderConfig(vocab_size=64, width=32, num_layers=2, num_heads=4,
+      ...                        num_kv_heads=2, head_dim=8, ffn_width=48)
+      >>> with tempfile.TemporaryDirectory() as path:
+      ...     save_pretrained(config(nnx.Rngs(0)), path)
+      ...     pretrained_config(path).width
+      32
+    """
+    return _opened(path_or_id, dtype, options)[1]
+
+
+def _opened(
+    path_or_id: str | Path, dtype: Any, options: Mapping[str, Any]
+) -> tuple[Kind, Any, Any, Any]:
+    """What kind of model it is, its config, where its weights are, and their names."""
     path = Path(path_or_id)
     if not path.exists():
         path = _hub.fetch("load_pretrained", str(path_or_id))
@@ -86,10 +120,7 @@ def load_pretrained(
     if hasattr(config, "param_dtype"):
         found = next(dtype for _, dtype in source.tensors().values())
         config = dataclasses.replace(config, param_dtype=jnp.dtype(dtype or found))
-    model = nnx.eval_shape(lambda: config(nnx.Rngs(0)))
-    fill(model, source, table, rules=kind.rules, mesh=mesh, dtype=dtype)
-    model.eval()
-    return model
+    return kind, config, source, table
 
 
 def _check_tied(directory: Path) -> None:

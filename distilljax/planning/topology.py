@@ -1,0 +1,140 @@
+"""Devices to plan for: of a TPU slice that nobody here has, or those of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from distilljax._checks import fail
+from distilljax.planning.chips import CHIPS, Chip, chip_of
+
+LOCAL = "local"
+# The metadata server of a cloud that this machine is not in would be waited for.
+_NOT_ON_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # libtpu lets one process at a time have the chips; here there are none
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    # what libtpu does not find it tells on the terminal
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices, real or described, and what their chip can do."""
+
+    name: str
+    """As it was asked for."""
+    devices: tuple[Any, ...]
+    """In the order of a mesh."""
+    chip: Chip | None
+    """None where its figures are not known, as of a CPU."""
+    devices_per_chip: int = 1
+    """On some generations each of a chip's two cores is a device."""
+    is_real: bool = False
+    """Whether the devices are those of this machine."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of one device."""
+        return self.chip and self.chip.memory_bytes // self.devices_per_chip
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Of one device, per second."""
+        return self.chip and self.chip.peak_flops / self.devices_per_chip
+
+
+def open_topology(name: str = LOCAL) -> Topology:
+    """The devices of a name.
+
+    Args:
+      name: "local" for this machine's; else generation and shape of a TPU slice, such
+        as "v5p:4x4x8" or "v6e:8x8", which needs `pip install "distilljax[plan]"`.
+
+    Raises:
+      ValueError: no compiler is installed, or it knows no such slice.
+
+    Example:
+      >>> open_topology("local").is_real
+      True
+    """
+    if name == LOCAL:
+        devices = tuple(jax.devices())
+        return Topology(name, devices, chip_of(devices[0]), is_real=True)
+    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", name)
+    if match is None or (match[1] not in CHIPS or not CHIPS[match[1]].torus_axes):
+        fail(
+            "plan",
+            "--topology",
+            f"be {LOCAL!r}, or GENERATION:SHAPE with a generation of "
+            f"{', '.join(n for n, chip in CHIPS.items() if chip.torus_axes)}",
+            repr(name),
+            'Write for example "v5p:4x4x8" or "v5e:8x8".',
+        )
+    devices = _described(name)
+    chips = prod(int(size) for size in match[2].split("x"))
+    return Topology(
+        name, tuple(devices), CHIPS[match[1]], max(1, len(devices) // chips)
+    )
+
+
+def _described(name: str) -> list[Any]:
+    """The devices of a slice, from the TPU's compiler; it needs no TPU."""
+    if not _has_tpu():
+        for variable, value in _NOT_ON_A_TPU.items():
+            os.environ.setdefault(variable, value)
+    try:
+        with _quiet():
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except (RuntimeError, ValueError, NotImplementedError, OSError) as error:
+        if "libtpu" in str(error).lower() or "PJRT" in str(error):
+            fail(
+                "plan",
+                f"--topology {name}",
+                "have the TPU's compiler, libtpu",
+                f"an error of it: {str(error).splitlines()[0][:200]}",
+                'Install it: pip install "distilljax[plan]". No TPU is needed.',
+            )
+        fail(
+            "plan",
+            "--topology",
+            "be a slice that the TPU's compiler knows",
+            f"{name!r}: {str(error).splitlines()[0][:200]}",
+            "The sizes are those of the generation's documentation, such as v5e:2x4, "
+            "v6e:8x8 and v5p:4x4x8.",
+        )
+    return list(found.devices)
+
+
+def _has_tpu() -> bool:
+    """Whether this machine has chips, whose lock must be respected."""
+    return any(Path("/dev").glob("accel*")) or Path("/dev/vfio/0").exists()
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without what libtpu's C++ says on the terminal of a machine that is no TPU."""
+    try:
+        saved = os.dup(2)
+    except OSError:
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
