@@ -36,8 +36,9 @@ LAYERS = [
     },
     {"resume", "not_finite"},
     {"train", "run", "programs", "pair", "frozen", "vocabulary", "workdir",
-     "evaluation", "planning", "asking", "caching", "describing",
+     "evaluation", "asking", "caching", "describing",
      "verifying"},
+    {"planning"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip

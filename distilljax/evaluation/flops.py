@@ -18,6 +18,8 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     the one for any. Element-wise operations, a few per cent of a network, are
     not counted.
 
+    What `jax.shard_map` does on each device counts for all of them.
+
     Args:
       function: What is traced; nothing is computed.
       *args: Its arguments, arrays or shapes.
@@ -54,6 +56,11 @@ def _of_equation(equation: Any) -> int:
         # `jax.lax.platform_dependent` has its default last
         return found[-1] if params.get("branches_platforms") else max(found)
     inner = sum(map(_count, filter(_is_jaxpr, _values(params))))
+    if name == "shard_map":
+        # its shapes are those of one device along the axes that it has by hand
+        shape = params["mesh"].shape
+        by_hand = params.get("newly_manual_axes", params.get("manual_axes", ()))
+        return inner * math.prod(shape[axis] for axis in by_hand)
     return inner * params["length"] if name == "scan" else inner
 
 

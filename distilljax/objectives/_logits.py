@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array
 
 from distilljax import losses
-from distilljax._checks import check_between, check_logits
+from distilljax._checks import check_between, check_count, check_logits
 from distilljax._functional import Batch
 from distilljax._schedules import Rule, check_numbers, check_softness, check_weight
 from distilljax.objectives._signals import (
@@ -83,9 +83,14 @@ class LogitKD:
     standardize: bool = False
     """Compare the logits of both by `losses.standardize_logits`: the student need not
     reach the teacher's scale. The cross-entropy, which then sets it, is of its own."""
+    chunk_tokens: int | None = None
+    """Positions whose logits are made at a time, where these are of a `LinearHead`, on
+    each device; None chooses. See `losses.fused_divergence`."""
 
     def __post_init__(self):
         check_num_classes("LogitKD", self.num_classes)
+        if self.chunk_tokens is not None:
+            check_count("LogitKD", "chunk_tokens", self.chunk_tokens)
         check_numbers(self)
         options = self._options()
         if callable(self.temperature) or self.temperature != 1:
@@ -168,6 +173,7 @@ class LogitKD:
             ce_weight=value_at(self.ce_weight, batch),
             where=batch.get("loss_mask"),
             num_classes=self.num_classes,
+            chunk_tokens=self.chunk_tokens,
         )
         return Term(total, parts=parts)
 

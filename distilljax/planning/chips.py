@@ -35,27 +35,46 @@ class Chip:
     """Where the numbers are from."""
 
 
-_CLOUD = "Google Cloud, Cloud TPU documentation, system architecture of "
-_NVIDIA = "NVIDIA, data sheet of "
+_CLOUD = "Google Cloud, Cloud TPU documentation, "
+_NVIDIA = "NVIDIA, data sheet, "
 
-# Cloud TPU's pages give the interconnect of a chip over all links in both directions.
+
+def _chip(name: str, kind: str, *numbers: float, axes: int, source: str) -> Chip:
+    tflops, memory_gib, memory_gb_per_sec, link_gb_per_sec = numbers
+    return Chip(
+        name,
+        kind,
+        tflops * 1e12,
+        int(memory_gib * GIB),
+        memory_gb_per_sec * 1e9,
+        link_gb_per_sec * 1e9,
+        axes,
+        source,
+    )
+
+
+# Cloud TPU's pages give a chip's interconnect over all links in both directions: 300,
+# 400, 1200, 800 and 1200 GB/s (that of v4: in one direction), over two links per axis.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "TPU v4", 275e12, 32 * GIB, 1228e9, 300e9 / 12 * 2, 3, _CLOUD + "v4"),
-        Chip("v5e", "TPU v5 lite", 197e12, 16 * GIB, 819e9, 400e9 / 8, 2, _CLOUD + "v5e"),
-        Chip("v5p", "TPU v5", 459e12, 95 * GIB, 2765e9, 1200e9 / 12, 3, _CLOUD + "v5p"),
-        Chip("v6e", "TPU v6 lite", 918e12, 32 * GIB, 1638e9, 800e9 / 8, 2, _CLOUD + "v6e"),
-        Chip("tpu7x", "TPU7x", 2307e12, 192 * GIB, 7380e9, 1200e9 / 12, 3, _CLOUD + "7x"),
-        Chip(
-            "a100", "NVIDIA A100-SXM4-80GB", 312e12, 80 * GIB, 2039e9, 300e9, 0,
-            _NVIDIA + "A100 80GB SXM",
+        _chip("v4", "TPU v4", 275, 32, 1228, 50, axes=3, source=_CLOUD + "TPU v4"),
+        _chip("v5e", "TPU v5 lite", 197, 16, 819, 50, axes=2, source=_CLOUD + "v5e"),
+        _chip("v5p", "TPU v5", 459, 95, 2765, 100, axes=3, source=_CLOUD + "v5p"),
+        _chip("v6e", "TPU v6 lite", 918, 32, 1638, 100, axes=2, source=_CLOUD + "v6e"),
+        _chip("tpu7x", "TPU7x", 2307, 192, 7380, 100, axes=3, source=_CLOUD + "TPU7x"),
+        _chip(
+            "a100", "NVIDIA A100-SXM4-80GB", 312, 80, 2039, 300, axes=0,
+            source=_NVIDIA + "A100 80GB SXM",
         ),
-        Chip(
-            "h100", "NVIDIA H100 80GB HBM3", 989e12, 80 * GIB, 3350e9, 450e9, 0,
-            _NVIDIA + "H100 SXM",
+        _chip(
+            "h100", "NVIDIA H100 80GB HBM3", 989, 80, 3350, 450, axes=0,
+            source=_NVIDIA + "H100 SXM",
         ),
-        Chip("h200", "NVIDIA H200", 989e12, 141 * GIB, 4800e9, 450e9, 0, _NVIDIA + "H200"),
+        _chip(
+            "h200", "NVIDIA H200", 989, 141, 4800, 450, axes=0,
+            source=_NVIDIA + "H200 SXM",
+        ),
     )
 }  # fmt: skip
 

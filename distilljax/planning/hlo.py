@@ -36,6 +36,8 @@ class Shape:
     dims: tuple[int, ...]
     on_chip: bool = False
     """Whether it lies in the chip's own fast memory, and not in HBM."""
+    padded: int = 0
+    """Values with what its layout pads."""
 
     @property
     def size(self) -> int:
@@ -47,6 +49,11 @@ class Shape:
         """Without what its layout pads."""
         bits = 8 if self.dtype.startswith("f8") else _BITS.get(self.dtype, 32)
         return (self.size * bits + 7) // 8
+
+    @property
+    def allocated(self) -> int:
+        """Bytes with what its layout pads."""
+        return self.nbytes * self.padded // max(self.size, 1)
 
     def __str__(self):
         return f"{self.dtype}[{','.join(map(str, self.dims))}]"
@@ -63,6 +70,8 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     is_root: bool = False
+    parts: tuple[int, ...] = (1,)
+    """How many arrays each part of its result has; one part if it is no tuple."""
 
     @cached_property
     def called(self) -> dict[str, list[str]]:
@@ -123,6 +132,7 @@ class Program:
     """
 
     def __init__(self, text: str):
+        self.header = text[: text.find("\n") + 1]
         self.computations = _parse(text)
         entry = next((c for c in self.computations.values() if c.is_entry), None)
         if entry is None:
@@ -233,8 +243,27 @@ def shapes_in(text: str) -> tuple[Shape, ...]:
     found = []
     for dtype, dims, layout in _SHAPE.findall(text):
         sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
-        found.append(Shape(dtype, sizes, on_chip="S(1)" in layout))
+        found.append(Shape(dtype, sizes, "S(1)" in layout, _padded(sizes, layout)))
     return tuple(found)
+
+
+def _padded(sizes: tuple[int, ...], layout: str) -> int:
+    """Values of an array whose minor axes are whole tiles, such as `{1,0:T(8,128)}`.
+
+    Example:
+      >>> _padded((3, 100), "{1,0:T(8,128)}")     # 8 x 128
+      1024
+    """
+    tile = re.search(r":T\(([\d,]+)\)", layout)
+    order = re.match(r"\{([\d,]*)", layout)
+    if tile is None or order is None or not sizes:
+        return prod(sizes)
+    minor = [int(n) for n in order[1].split(",") if n]
+    blocks = [int(n) for n in tile[1].split(",")]
+    full = list(sizes)
+    for axis, block in zip(minor, reversed(blocks), strict=False):
+        full[axis] = -(-full[axis] // block) * block
+    return prod(full)
 
 
 def _parse(text: str) -> dict[str, Computation]:
@@ -274,7 +303,26 @@ def _instruction(line: str) -> Instruction | None:
         tuple(_operands(inside)),
         rest[close + 1 :],
         is_root,
+        _parts(type_),
     )
+
+
+def _parts(type_: str) -> tuple[int, ...]:
+    """How many arrays each part of a tuple type has.
+
+    Example:
+      >>> _parts("(f32[2], (s32[], u32[]), pred[])"), _parts("f32[2]{0}")
+      ((1, 2, 1), (1,))
+    """
+    if not type_.startswith("("):
+        return (1,)
+    depth, counts, start = 0, [], 1
+    for at, letter in enumerate(type_):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0 or (depth == 1 and letter == ","):
+            counts.append(len(_SHAPE.findall(type_[start:at])))
+            start = at + 1
+    return tuple(counts)
 
 
 def _operands(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Devices to plan for: of a TPU slice that nobody here has, or those of this machine."""
+"""Devices to plan for: of a TPU slice that is not here, or of this machine."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def open_topology(name: str = LOCAL) -> Topology:
     """The devices of a name.
 
     Args:
-      name: "local" for this machine's; else generation and shape of a TPU slice, such
-        as "v5p:4x4x8" or "v6e:8x8", which needs `pip install "distilljax[plan]"`.
+      name: "local" for this machine's; "cpu:8" for as many simulated devices; else
+        generation and shape of a TPU slice, such as "v5p:4x4x8" or "v6e:8x8", which
+        needs `pip install "distilljax[plan]"`.
 
     Raises:
       ValueError: no compiler is installed, or it knows no such slice.
@@ -72,12 +73,14 @@ def open_topology(name: str = LOCAL) -> Topology:
     if name == LOCAL:
         devices = tuple(jax.devices())
         return Topology(name, devices, chip_of(devices[0]), is_real=True)
+    if simulated := re.fullmatch(r"cpu:([1-9]\d*)", name):
+        return Topology(name, _simulated(int(simulated[1])), None, is_real=True)
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", name)
     if match is None or (match[1] not in CHIPS or not CHIPS[match[1]].torus_axes):
         fail(
             "plan",
             "--topology",
-            f"be {LOCAL!r}, or GENERATION:SHAPE with a generation of "
+            f"be {LOCAL!r}, cpu:N, or GENERATION:SHAPE with a generation of "
             f"{', '.join(n for n, chip in CHIPS.items() if chip.torus_axes)}",
             repr(name),
             'Write for example "v5p:4x4x8" or "v5e:8x8".',
@@ -87,6 +90,24 @@ def open_topology(name: str = LOCAL) -> Topology:
     return Topology(
         name, tuple(devices), CHIPS[match[1]], max(1, len(devices) // chips)
     )
+
+
+def _simulated(count: int) -> tuple[Any, ...]:
+    """So many devices of the CPU; they can be had before JAX has any."""
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # JAX has begun
+    found = jax.devices("cpu")
+    if len(found) < count:
+        fail(
+            "plan",
+            "--topology",
+            f"ask for at most {len(found)} devices of the CPU, as JAX was started with",
+            f"cpu:{count}",
+            f"Set JAX_NUM_CPU_DEVICES={count} before JAX is imported.",
+        )
+    return tuple(found[:count])
 
 
 def _described(name: str) -> list[Any]:

@@ -179,6 +179,11 @@ class StreamedTeacher:
         """
         return {name: part.lower(batch) for name, part in self._parts.items()}
 
+    @property
+    def parts(self) -> dict[str | None, Part]:
+        """Each teacher on its mesh, by name; one alone under None."""
+        return dict(self._parts)
+
     def described(self) -> str:
         """What is where, and what crosses, in a sentence."""
         where = ", ".join(

@@ -1,0 +1,86 @@
+"""``distilljax plan CONFIG --topology v5p:4x4x8``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from distilljax.cli.overrides import make_parser, parse, plan
+
+DESCRIPTION = """\
+Compile the training step of a config for a TPU slice that need not be there, and say
+what it needs: memory of each device by owner, what is sent between devices, operations,
+and how long a step takes at least. No weights are read; of text, no data.
+
+  pip install "distilljax[plan]"        # the TPU's compiler; it runs on any CPU
+  distilljax plan configs/lm/llama_70b_to_8b.py --topology v5p:4x4x8
+  distilljax plan configs/lm/llama_70b_to_8b.py --topology v5p:4x4x8 \\
+      --mesh=fsdp=16,tensor=8 --loader.batch-size=256 --accumulate=2
+  distilljax plan configs/digits/all_data.py            # for this machine
+
+Fields of the config are overridden as for `train`. A step that does not fit is an
+answer too, and ends with exit code 3. Times are those of a roofline, not measured.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan one run; 0 if it fits, 3 if it does not."""
+    parser = make_parser("plan", DESCRIPTION, workdir=False)
+    add = parser.add_argument
+    add(
+        "--topology",
+        default="local",
+        metavar="T",
+        help="generation and shape, such as v5e:2x4, v6e:8x8, v5p:4x4x8; cpu:N for N "
+        "simulated devices; local for this machine's (default)",
+    )
+    add("--arm", help="the arm to plan (default: the file's config)")
+    add("--out", metavar="DIR", help="write plan.json and plan.html there")
+    add(
+        "--search",
+        action="store_true",
+        help="compile other meshes, chunk sizes, accumulations and remat policies too, "
+        "and rank them",
+    )
+    add(
+        "--search-limit",
+        type=int,
+        default=8,
+        metavar="N",
+        help="how many of them to compile (default: 8)",
+    )
+    args, experiment, overrides = parse(parser, argv)
+    seeds, arms = [args.seed or 0], [args.arm] if args.arm else None
+    (run,) = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
+    if args.topology != "local":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler is all that runs
+    return _plan(run.config, args)
+
+
+def _plan(config: object, args: object) -> int:
+    from distilljax.metrics import write_atomically
+    from distilljax.planning import open_topology
+    from distilljax.planning import plan as compile_plan
+    from distilljax.planning.page import page
+    from distilljax.planning.search import search
+    from distilljax.planning.words import lines, ranking
+
+    topology = open_topology(args.topology)
+    found = compile_plan(config, topology)
+    print("\n".join(lines(found)), flush=True)
+    result = found.to_json()
+    if args.search:
+        print("\nsearch:", flush=True)
+        tried = search(config, topology, found, limit=args.search_limit, say=print)
+        print("\n".join(ranking(tried)))
+        result["search"] = tried
+    if args.out:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(result, indent=1) + "\n"
+        write_atomically(folder / "plan.json", text)
+        write_atomically(folder / "plan.html", page(result))
+        print(f"wrote {folder / 'plan.json'} and {folder / 'plan.html'}")
+    return 0 if found.fits else 3

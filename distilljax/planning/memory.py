@@ -1,0 +1,146 @@
+"""Whose bytes lie in the memory of a device, and how many there are at the peak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+
+from distilljax.planning.abstract import AbstractRun
+from distilljax.planning.hlo import Program
+from distilljax.planning.liveness import Live, peak_of
+
+# In the order in which a bar stacks them.
+OWNERS = (
+    "teacher parameters",
+    "student parameters",
+    "optimizer state",
+    "other state",
+    "batch",
+    "gradients",
+    "activations and temporaries",
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device in one program."""
+
+    owners: dict[str, int]
+    """At the peak, by owner, in the order of `OWNERS`."""
+    largest: tuple[Live, ...]
+    """Of gradients, activations and temporaries at the peak, the largest arrays."""
+    peak: int
+    """What the compiler says is in use at most."""
+    allocated: int
+    """What it sets aside: arguments, results, temporaries with the gaps between them,
+    and the program. That much has to be free."""
+
+    @property
+    def predicted_peak(self) -> int:
+        """The sum over the owners: the peak of a walk through the program."""
+        return sum(self.owners.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "owners": self.owners,
+            "predicted_peak": self.predicted_peak,
+            "peak": self.peak,
+            "allocated": self.allocated,
+            "largest": [
+                {"array": str(x.shape), "bytes": x.nbytes, "from": x.op_name}
+                for x in self.largest
+            ],
+        }
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of the arrays of a tree on one device, by their shardings.
+
+    Example:
+      >>> device_bytes({"kernel": jax.ShapeDtypeStruct((4, 8), "bfloat16")})
+      64
+    """
+    return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
+
+
+def _leaf_bytes(x: Any) -> int:
+    shape = _shard_shape(x)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return 16
+    return prod(shape) * x.dtype.itemsize
+
+
+def known_owners(run: AbstractRun) -> dict[str, int]:
+    """What is known before anything is compiled: state, teacher, batch."""
+    state = run.training.like
+    owners = {
+        "student parameters": device_bytes((state.params, state.rest)),
+        "optimizer state": device_bytes(state.opt_state),
+        "other state": device_bytes(
+            (state.step, state.rng, state.ema, state.objective_state)
+        ),
+        "teacher parameters": device_bytes(run.training.step.teacher_state)
+        + head_bytes(run),
+        "batch": device_bytes(run.step_batch),
+    }
+    return {name: owners[name] for name in OWNERS if name in owners}
+
+
+def head_bytes(run: AbstractRun) -> int:
+    """A streamed teacher's head, which is with the student."""
+    return 0 if run.streamed is None else device_bytes(run.streamed.head)
+
+
+def memory_of(
+    compiled: Any, program: Program, owners: dict[str, int], params: Any
+) -> Memory:
+    """The memory of a compiled program, by owner.
+
+    Of what is not an argument, arrays with the shape of a device's share of a trained
+    parameter, in float32, are gradients; all else are activations and temporaries.
+
+    Args:
+      compiled: The compiled step.
+      program: The same, parsed.
+      owners: Of `known_owners`.
+      params: What is trained, with its shardings; None if nothing is.
+    """
+    found, walk = compiled.memory_analysis(), peak_of(program)
+    shares = {_without_ones(_shard_shape(x)) for x in jax.tree.leaves(params)}
+    gradients = [
+        x
+        for x in walk.live
+        if x.shape.dtype == "f32" and _without_ones(x.shape.dims) in shares
+    ]
+    size = sum(x.nbytes for x in gradients)
+    rest = walk.nbytes - walk.arguments - size
+    known = sum(owners.get(name, 0) for name in OWNERS[:5])
+    # layouts pad, and what a program never reads is not passed to it
+    padding = walk.arguments - known
+    return Memory(
+        {name: owners.get(name, 0) for name in OWNERS[:5]}
+        | {
+            "gradients": size,
+            "activations and temporaries": rest + padding,
+        },
+        walk.live[:8],
+        int(getattr(found, "peak_memory_in_bytes", 0)),
+        sum(
+            int(getattr(found, f"{part}_size_in_bytes"))
+            for part in ("argument", "temp", "output", "generated_code")
+        )
+        - int(found.alias_size_in_bytes),
+    )
+
+
+def _shard_shape(x: Any) -> tuple[int, ...]:
+    sharding = getattr(x, "sharding", None)
+    return x.shape if sharding is None else sharding.shard_shape(x.shape)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)

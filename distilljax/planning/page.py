@@ -1,0 +1,186 @@
+"""A plan as a page: one HTML file that needs no other, from what plan.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from distilljax.planning.memory import OWNERS
+from distilljax.planning.words import gib, seconds
+
+# Okabe and Ito, "Color Universal Design", 2008: told apart by the colour-blind too.
+COLORS = dict(
+    zip(
+        OWNERS,
+        ("#0072b2", "#009e73", "#56b4e9", "#999999", "#f0e442", "#e69f00", "#d55e00"),
+        strict=True,
+    )
+)
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;text-align:left}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+tr{border-top:1px solid #ddd}
+.bar{display:flex;height:2.2rem;background:#eee;border:1px solid #999}
+.bar div{height:100%}.no{color:#b00020}.yes{color:#00703c}
+i.key{display:inline-block;width:.9em;height:.9em;margin-right:.5em}
+@media (prefers-color-scheme:dark){body{background:#181818;color:#ddd}
+.bar{background:#333}tr{border-color:#444}.no{color:#ff6b81}.yes{color:#5fd38d}}
+"""
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The page of a plan.
+
+    Args:
+      result: What `Plan.to_json` returns, perhaps with the rows of a `search`.
+    """
+    title = f"{result['name']} on {result['topology']}"
+    batch = result["batch"]
+    size = f"{batch['examples']:,} examples"
+    if batch["tokens"] is not None:
+        size += f" of {batch['context']:,} tokens"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{result['num_devices']} devices; a step of {size}, in "
+        f"{batch['accumulate']} parts. Compiled ahead of time on {result['date']}; "
+        "times are those of a roofline and were not measured.</p>",
+    ]
+    for name, program in result["programs"].items():
+        body += _program(name, program)
+    flops = result["flops"]
+    body += [
+        "<h2>Operations of a step</h2>",
+        _table(
+            ("what", "operations"),
+            [
+                ("teacher, forward", f"{flops['teacher']:.3g}"),
+                ("student, forward and backward", f"{flops['student']:.3g}"),
+                ("executed by the step, with what is computed again",
+                 f"{flops['executed']:.3g}"),
+            ],
+        ),
+    ]  # fmt: skip
+    if even := result["balance"]:
+        body.append(
+            f"<p>The teacher's program takes {even['teacher_to_student']:.2f} of the "
+            f"student's; with {even['devices']} of {even['of']} devices it would be as "
+            "fast.</p>"
+        )
+    if result.get("search"):
+        body += _search(result["search"])
+    used = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    body.append(f"<p><small>{escape(used)}</small></p>")
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"{''.join(body)}</html>\n"
+    )
+
+
+def _program(name: str, program: Mapping[str, Any]) -> list[str]:
+    mesh = ", ".join(f"{axis} {size}" for axis, size in program["mesh"].items())
+    memory, limit = program["memory"], program["limit"]
+    kind = "yes" if program["fits"] else "no"
+    used = program["needs"] if memory is None else memory["allocated"]
+    verdict = "fits" if program["fits"] else "does not fit"
+    of = f" of {gib(limit)}" if limit is not None else ""
+    owners = program["owners"] if memory is None else memory["owners"]
+    out = [
+        f"<h2>{escape(name)}</h2><p>Mesh: {escape(mesh)}. "
+        f'<b class="{kind}">{verdict}</b>: {gib(used)}{of} on each device.</p>',
+        _bar(owners, limit or used or 1),
+        _table(
+            ("owner", "bytes of a device"),
+            [(_key(owner) + escape(owner), gib(n)) for owner, n in owners.items() if n],
+        ),
+    ]
+    if memory is not None:
+        out.append(
+            f"<p>At the peak {gib(memory['predicted_peak'])}, by a walk through the "
+            f"compiled program; its compiler says {gib(memory['peak'])}, and sets "
+            f"{gib(memory['allocated'])} aside. The largest arrays then:</p>"
+        )
+        rows = [
+            (f"{escape(x['array'])} <small>{escape(x['from'][-90:])}</small>",
+             gib(x["bytes"]))
+            for x in memory["largest"]
+        ]  # fmt: skip
+        out.append(_table(("array", "bytes"), rows))
+    if program["collectives"]:
+        out.append("<h3>What a device sends in a step</h3>")
+        out.append(
+            _table(
+                ("collective", "bytes", "times"),
+                [
+                    (escape(kind), gib(row["bytes_per_step"]), f"{row['times']:,}")
+                    for kind, row in program["collectives"].items()
+                ],
+            )
+        )
+    if line := program["roofline"]:
+        parts = ("compute", "memory", "interconnect", "at_least", "at_most")
+        rows = [(part.replace("_", " "), seconds(line[part])) for part in parts]
+        low, high = line["mfu"]
+        rows.append(("MFU if nothing, and if everything overlaps",
+                     f"{low:.2f} to {high:.2f}"))  # fmt: skip
+        out += [f"<h3>Roofline: bound by {line['bound_by']}</h3>",
+                _table(("part", "seconds"), rows)]  # fmt: skip
+    return out
+
+
+def _bar(owners: Mapping[str, int], whole: int) -> str:
+    whole = max(whole, sum(owners.values()))
+    parts = "".join(
+        f'<div style="width:{100 * n / whole:.3f}%;background:{COLORS[owner]}" '
+        f'title="{escape(owner)}: {gib(n)}"></div>'
+        for owner, n in owners.items()
+        if n
+    )
+    return f'<div class="bar" role="img" aria-label="memory by owner">{parts}</div>'
+
+
+def _key(owner: str) -> str:
+    return f'<i class="key" style="background:{COLORS[owner]}"></i>'
+
+
+def _search(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    shown = []
+    for row in rows:
+        what = " ".join(f"{k}={v}" for k, v in row["changes"].items()) or "as it is"
+        times = row["seconds"] or (None, None)
+        shown.append(
+            (
+                escape(what),
+                gib(row["peak"]),
+                "does not fit" if not row["fits"] else _or_dash(times[0]),
+                _or_dash(times[1]) if row["fits"] else "",
+                row["bound_by"] or "",
+            )
+        )
+    names = ("changes", "peak", "at least", "at most", "bound by")
+    return ["<h2>What else was compiled</h2>", _table(names, shown)]
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else seconds(value)
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(names)
+    head = "".join(
+        f'<th class="n">{name}</th>' if i else f"<th>{name}</th>"
+        for i, name in enumerate(names)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="n">{cell}</td>' if i else f"<td>{cell}</td>"
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
