@@ -68,7 +68,7 @@ $(VENV)/.demo-installed: $(PINS)
 	@touch $@
 
 $(VENV)/.test-installed: $(PINS)
-	$(call install,train$(comma)report$(comma)text$(comma)llm$(comma)quant$(comma)test)
+	$(call install,train$(comma)report$(comma)text$(comma)llm$(comma)quant$(comma)plan$(comma)test)
 	@touch $@ $(VENV)/.demo-installed
 
 comma := ,

@@ -85,6 +85,7 @@ def split_module(
 def module_apply(graphdef: nnx.GraphDef, trainable: Any, forward: Forward) -> Apply:
     """The pure function of an NNX module in training: outputs, and new state."""
 
+    @jax.named_scope("student")  # for profiles, and for the reader of a plan
     def apply(params: PyTree, rest: PyTree, batch: Batch, rng: jax.Array):
         del rng  # a module carries its own random streams, in `rest`
         # copy=True: else a Variable of an outer trace would be mutated in this one.
@@ -153,6 +154,7 @@ def freeze(
         graphdef, state, _ = split_module(teacher, ..., training=False)
         forward = forward or default_teacher_forward
 
+        @jax.named_scope("teacher")
         def apply(state: PyTree, batch: Batch) -> Any:
             model = nnx.merge(graphdef, state, copy=True)
             if dtype is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -270,9 +270,11 @@ def batch_shapes(batch: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
     )
 
 
-def check_sizes(config: Config, mesh: Mesh) -> None:
+def check_sizes(
+    config: Config, mesh: Mesh, devices: Sequence[Any] | None = None
+) -> None:
     """Batches divide evenly over the devices, and into microbatches."""
-    teachers = teacher_meshes(config.teacher, config.mesh, mesh)
+    teachers = teacher_meshes(config.teacher, config.mesh, mesh, devices)
     parts = placed_teachers(config.teacher)
     away = [own for n, own in teachers.items() if not parts[n].in_step]
     shards = prod(mesh.shape[axis] for axis in batch_axes(mesh))

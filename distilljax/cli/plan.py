@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from distilljax.cli.overrides import make_parser, parse, plan
+from distilljax.config import Config
 
 DESCRIPTION = """\
 Compile the training step of a config for a TPU slice that need not be there, and say
@@ -37,7 +40,11 @@ def main(argv: Sequence[str]) -> int:
         "simulated devices; local for this machine's (default)",
     )
     add("--arm", help="the arm to plan (default: the file's config)")
-    add("--out", metavar="DIR", help="write plan.json and plan.html there")
+    add(
+        "--out",
+        metavar="DIR",
+        help="write plan.json, plan.html and the compiled programs there",
+    )
     add(
         "--search",
         action="store_true",
@@ -59,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     return _plan(run.config, args)
 
 
-def _plan(config: object, args: object) -> int:
+def _plan(config: Config, args: Namespace) -> int:
     from distilljax.metrics import write_atomically
     from distilljax.planning import open_topology
     from distilljax.planning import plan as compile_plan
@@ -82,5 +89,8 @@ def _plan(config: object, args: object) -> int:
         text = json.dumps(result, indent=1) + "\n"
         write_atomically(folder / "plan.json", text)
         write_atomically(folder / "plan.html", page(result))
-        print(f"wrote {folder / 'plan.json'} and {folder / 'plan.html'}")
+        for name, program in found.programs.items():
+            packed = gzip.compress(program.text.encode())
+            write_atomically(folder / f"{name.replace(' ', '_')}.hlo.gz", packed)
+        print(f"wrote {folder / 'plan.json'}, plan.html and the compiled programs")
     return 0 if found.fits else 3

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -18,7 +19,8 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     the one for any. Element-wise operations, a few per cent of a network, are
     not counted.
 
-    What `jax.shard_map` does on each device counts for all of them.
+    What `jax.shard_map` does on each device counts for all of them; what is traced and
+    not read counts nothing.
 
     Args:
       function: What is traced; nothing is computed.
@@ -31,7 +33,9 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
       >>> count_flops(layers, jnp.ones((2, 8)), jnp.ones((5, 8, 8)))   # 5 * 2 * 2 * 64
       1280
     """
-    return _count(jax.make_jaxpr(function)(*args))
+    traced: Any = jax.make_jaxpr(function)(*args)
+    read, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+    return _count(read)
 
 
 def _count(jaxpr: Any) -> int:

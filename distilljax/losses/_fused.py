@@ -140,7 +140,8 @@ def fused_divergence(
     few |= len(rows["mask"]) == 0
     on_mesh = position_axes() or has_split_classes()
     run = all_at_once if few and not on_mesh else total_and_values
-    total, values = run(plan, rows.pop("student"), heads, rows, scalars)
+    with jax.named_scope("fused_loss"):
+        total, values = run(plan, rows.pop("student"), heads, rows, scalars)
     count = jnp.sum(rows["mask"], dtype=jnp.float32)
     parts = {key: Mean(jnp.sum(x), count) for key, x in values.items()}
     return Mean(total, count), jax.lax.stop_gradient(parts)

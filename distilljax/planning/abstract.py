@@ -21,7 +21,7 @@ from distilljax.config import Config
 from distilljax.frozen import Teacher
 from distilljax.pair import Student
 from distilljax.planning.topology import Topology
-from distilljax.programs import Training, uses_teacher
+from distilljax.programs import Training, check_sizes, uses_teacher
 from distilljax.sharding import batch_sharding, mesh_from_string
 from distilljax.teachers import CachedTeacher, StreamedTeacher
 from distilljax.teachers.placed import (
@@ -80,6 +80,7 @@ def abstract_run(config: Config, topology: Topology) -> AbstractRun:
     config = _without_store(config)
     own_devices = beside(config.teacher, config.mesh, devices)
     mesh = mesh_from_string(config.mesh, own_devices.get("devices", devices))
+    check_sizes(config, mesh, devices)
     batch = _batch(config, mesh)
     config = replace(
         config,
@@ -238,9 +239,9 @@ def example_shapes(data: Any) -> dict[str, Any] | None:
 
     Example:
       >>> from distilljax.data import Slice, text
-      >>> rows = text.Packed(text.Tokenized(text.Texts(("a",)), None), 1024)
-      >>> example_shapes(Slice(rows, 0, 8))["tokens"].shape
-      (1024,)
+      >>> rows = text.Packed(text.Tokenized(text.Texts(("a",)), text.ByteTokenizer()), 9)
+      >>> example_shapes(Slice(rows, 0, 4))["tokens"].shape
+      (9,)
     """
     shapes = getattr(data, "shapes", None)
     if shapes is not None:

@@ -103,6 +103,19 @@ def by_kind(found: Iterable[Collective]) -> dict[str, dict[str, Any]]:
     return dict(sorted(table.items(), key=lambda kv: -kv[1]["bytes_per_step"]))
 
 
+# As the step names what it is made of; an operation of XLA's own has no name.
+PARTS = {"teacher": "(teacher)", "student": "(student)", "loss": "fused_loss"}
+
+
+def by_part(found: Iterable[Collective]) -> dict[str, int]:
+    """Bytes per step for the teacher, the student, the loss over heads, and all else."""
+    total = dict.fromkeys([*PARTS, "other"], 0)
+    for one in found:
+        parts = (part for part, name in PARTS.items() if name in one.op_name)
+        total[next(parts, "other")] += one.bytes_per_step
+    return total
+
+
 def _result(instruction: Instruction, kind: str) -> tuple[Shape, ...]:
     """The shapes that arrive: an asynchronous one has its operands before them."""
     shapes = instruction.shapes

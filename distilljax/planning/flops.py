@@ -41,21 +41,21 @@ def step_flops(run: AbstractRun) -> Flops:
     """The operations of a step, counted from what is traced.
 
     The teacher of a run that streams it is counted too, though it is in another
-    program: see `executed_by_teacher`.
+    program.
     """
     batch = _without_shardings(run.batch)
     student = 3 * _forward_flops(run, batch)
     teacher = 0
-    if run.teacher is not None:
+    if (frozen := run.teacher) is not None:
         teacher = count_flops(
-            lambda state, batch: _logits(run.teacher.apply(state, batch)),
-            _without_shardings(run.teacher.state),
+            lambda state, batch: _logits(frozen.apply(state, batch)),
+            _without_shardings(frozen.state),
             batch,
         )
     step: Any = run.training.step.pure
-    state, frozen = run.training.like, run.training.step.teacher_state
+    state, theirs = run.training.like, run.training.step.teacher_state
     with jax.set_mesh(run.mesh):
-        executed = count_flops(step, state, frozen, run.step_batch)
+        executed = count_flops(step, state, theirs, run.step_batch)
     return Flops(teacher, student, executed)
 
 

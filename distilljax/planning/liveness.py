@@ -95,6 +95,8 @@ def _donated(program: Program) -> set[int]:
 class _Buffer:
     live: Live
     counts: bool
+    in_place: bool = False
+    """Whether it may be written over an operand of its shape that is read last."""
     last: int = -1
 
 
@@ -128,6 +130,7 @@ class _Walk:
                 total += buffers[number].live.nbytes
             called = self._called(instruction)
             size = total + sum(one.nbytes for one in called)
+            size -= self._written_over(at, made[at], buffers, ends, now)
             if size > most:
                 most, found = size, (sorted(now), called)
             for number in ends.get(at, ()):
@@ -135,6 +138,28 @@ class _Walk:
                     now.remove(number)
                     total -= buffers[number].live.nbytes
         return [buffers[number].live for number in found[0]] + list(found[1])
+
+    @staticmethod
+    def _written_over(
+        at: int,
+        new: Sequence[int],
+        buffers: Sequence[_Buffer],
+        ends: dict[int, list[int]],
+        now: set[int],
+    ) -> int:
+        """Bytes of what an instruction reads last, and may write its result over."""
+        free = [
+            str(buffers[number].live.shape)
+            for number in ends.get(at, ())
+            if number in now and number not in new
+        ]
+        total = 0
+        for number in new:
+            buffer = buffers[number]
+            if buffer.in_place and (shape := str(buffer.live.shape)) in free:
+                free.remove(shape)
+                total += buffer.live.nbytes
+        return total
 
     def _called(self, instruction: Instruction) -> list[Live]:
         """Of what an instruction runs, the computation that needs the most."""
@@ -159,7 +184,10 @@ class _Walk:
                     continue
                 fresh = instruction.opcode not in ("parameter", "constant", "iota")
                 counts = fresh and not shape.on_chip and instruction.opcode != "tuple"
-                buffers.append(_Buffer(Live(shape, instruction.op_name), counts))
+                # value by value, as far as a kernel's kind tells
+                in_place = "kind=kLoop" in instruction.attributes
+                live = Live(shape, instruction.op_name)
+                buffers.append(_Buffer(live, counts, in_place))
                 shared[index : index + 1] = [len(buffers) - 1]
                 if counts:
                     new.append(len(buffers) - 1)

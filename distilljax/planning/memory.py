@@ -7,13 +7,14 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from distilljax.planning.abstract import AbstractRun
 from distilljax.planning.hlo import Program
 from distilljax.planning.liveness import Live, peak_of
 
 # In the order in which a bar stacks them.
-OWNERS = (
+OWNERS: tuple[str, ...] = (
     "teacher parameters",
     "student parameters",
     "optimizer state",
@@ -69,7 +70,7 @@ def device_bytes(tree: Any) -> int:
 
 def _leaf_bytes(x: Any) -> int:
     shape = _shard_shape(x)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return 16
     return prod(shape) * x.dtype.itemsize
 
@@ -83,16 +84,11 @@ def known_owners(run: AbstractRun) -> dict[str, int]:
         "other state": device_bytes(
             (state.step, state.rng, state.ema, state.objective_state)
         ),
-        "teacher parameters": device_bytes(run.training.step.teacher_state)
-        + head_bytes(run),
+        # of a streamed teacher, its head, which is with the student
+        "teacher parameters": device_bytes(run.training.step.teacher_state),
         "batch": device_bytes(run.step_batch),
     }
     return {name: owners[name] for name in OWNERS if name in owners}
-
-
-def head_bytes(run: AbstractRun) -> int:
-    """A streamed teacher's head, which is with the student."""
-    return 0 if run.streamed is None else device_bytes(run.streamed.head)
 
 
 def memory_of(

@@ -10,7 +10,7 @@ from distilljax.planning.memory import OWNERS
 from distilljax.planning.words import gib, seconds
 
 # Okabe and Ito, "Color Universal Design", 2008: told apart by the colour-blind too.
-COLORS = dict(
+COLORS: dict[str, str] = dict(
     zip(
         OWNERS,
         ("#0072b2", "#009e73", "#56b4e9", "#999999", "#f0e442", "#e69f00", "#d55e00"),

@@ -21,7 +21,7 @@ import jax
 
 from distilljax.config import Config
 from distilljax.planning.abstract import AbstractRun, abstract_run
-from distilljax.planning.collectives import Collective, by_kind, collectives
+from distilljax.planning.collectives import Collective, by_kind, by_part, collectives
 from distilljax.planning.flops import Flops, step_flops
 from distilljax.planning.hlo import Program
 from distilljax.planning.memory import (
@@ -56,6 +56,8 @@ class ProgramPlan:
     """Bytes to and from memory in a step."""
     roofline: Roofline | None = None
     compile_seconds: float = 0.0
+    text: str = ""
+    """The compiled program, as XLA writes it."""
 
     @property
     def fits(self) -> bool:
@@ -81,6 +83,7 @@ class ProgramPlan:
             "needs": self.needs,
             "memory": self.memory and self.memory.to_json(),
             "collectives": by_kind(self.sent),
+            "sent_by_part": by_part(self.sent),
             "traffic": self.traffic,
             "roofline": self.roofline and self.roofline.to_json(),
             "compile_seconds": round(self.compile_seconds, 1),
@@ -236,12 +239,13 @@ def _compiled(
             raise
         used, limit = needs
         return ProgramPlan(
-            **known | {"limit": limit},
+            **{**known, "limit": limit},
             needs=used,
             compile_seconds=time.perf_counter() - start,
         )
     seconds = time.perf_counter() - start
-    program = Program(compiled.as_text())
+    text = compiled.as_text()
+    program = Program(text)
     sent, traffic = collectives(program, mesh), memory_traffic(program)
     return ProgramPlan(
         **known,
@@ -252,6 +256,7 @@ def _compiled(
             topology, mesh, executed=executed, model=model, traffic=traffic, sent=sent
         ),
         compile_seconds=seconds,
+        text=text,
     )
 
 

@@ -181,12 +181,11 @@ def _with_remat(part: Any) -> Iterator[Any]:
 
 
 def _set_remat(part: Any, policy: Any) -> Any:
-    if isinstance(part, type) or not dataclasses.is_dataclass(part):
-        return part
     if hasattr(part, "remat"):
         return replace(part, remat=policy)
-    changes = {}
-    for field in dataclasses.fields(part):
-        if field.init and any(_with_remat(getattr(part, field.name))):
-            changes[field.name] = _set_remat(getattr(part, field.name), policy)
-    return replace(part, **changes)
+    names = [field.name for field in dataclasses.fields(part) if field.init]
+    parts = {name: getattr(part, name) for name in names}
+    return replace(
+        part,
+        **{n: _set_remat(x, policy) for n, x in parts.items() if any(_with_remat(x))},
+    )

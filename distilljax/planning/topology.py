@@ -94,10 +94,8 @@ def open_topology(name: str = LOCAL) -> Topology:
 
 def _simulated(count: int) -> tuple[Any, ...]:
     """So many devices of the CPU; they can be had before JAX has any."""
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has begun
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # JAX has begun
     found = jax.devices("cpu")
     if len(found) < count:
         fail(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distilljax.planning.collectives import by_kind
+from distilljax.planning.collectives import by_kind, by_part
 from distilljax.planning.memory import OWNERS
 from distilljax.planning.plan import Plan, ProgramPlan, balance
 
 BAR_WIDTH = 60
 # One letter for each owner in the bar of a terminal.
-LETTERS = dict(zip(OWNERS, "TSOobga", strict=True))
+LETTERS: dict[str, str] = dict(zip(OWNERS, "TSOobga", strict=True))
 
 
 def gib(nbytes: float | None) -> str:
@@ -88,6 +88,10 @@ def program_lines(name: str, program: ProgramPlan) -> list[str]:
         out.append(
             f"     {kind:38}{gib(row['bytes_per_step']):>12}  {row['times']:,} times"
         )
+    if sent:
+        parts = by_part(program.sent).items()
+        said = ", ".join(f"{part} {gib(nbytes)}" for part, nbytes in parts if nbytes)
+        out.append(f"     of all that: {said}")
     if program.roofline is not None:
         line = program.roofline
         low, high = line.mfu
@@ -138,8 +142,8 @@ def flops_lines(found: Plan) -> list[str]:
     if len(found.programs) > 1:
         again = flops.executed - flops.student
     return [
-        f"operations of a step: teacher {flops.teacher:.3g} (its forward pass), student "
-        f"{flops.student:.3g} (forward and backward)",
+        f"operations of a step: teacher {flops.teacher:.3g} (its forward pass), "
+        f"student {flops.student:.3g} (forward and backward)",
         f"  computed again, or beside the models: {max(0, again):.3g}",
     ]
 

@@ -83,8 +83,12 @@ class Part:
         key = structure, tuple((x.shape, x.dtype) for x in leaves)
         if key not in self._programs:
             with jax.set_mesh(self.mesh):
-                found = leaves_read(lambda b: self._outputs(self.state, b)[0], shapes)
-            reads = frozenset(key.key for _, key, *_ in found)
+                found = leaves_read(
+                    lambda batch, state: self._outputs(state, batch)[0],
+                    shapes,
+                    _shapes_of(self.state),
+                )
+            reads = frozenset(key.key for which, key, *_ in found if which.idx == 0)
             split = NamedSharding(self.mesh, PartitionSpec(batch_axes(self.mesh)))
 
             def run(state: Any, read: Batch) -> Any:

@@ -124,7 +124,7 @@ def test_eight_devices_give_the_numbers_of_one(axes, divergence, largest):
 
 
 def test_a_kernel_is_sent_once_whatever_the_number_of_chunks():
-    """In the loop over chunks it would be sent for each: more than all else together."""
+    """In the loop it would be sent for each chunk: more than all else together."""
     mesh = mesh_from_string("fsdp=4,tensor=2")
     with jax.set_mesh(mesh):
         compiled, _ = on_mesh(mesh, arguments(), {})
