@@ -107,7 +107,7 @@ constraints:  ## Pin what the extras bring today, for both Pythons
 define freeze
 	@set -eu; venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; \
 	$(1) -m venv "$$venv"; \
-	"$$venv/bin/python" -m pip install --quiet ".[train,report,text,llm,quant,test]"; \
+	"$$venv/bin/python" -m pip install --quiet ".[train,report,text,llm,quant,plan,test]"; \
 	"$$venv/bin/python" -m pip freeze --exclude distilljax > "$$venv/pins.txt"; \
 	if grep -vE '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' "$$venv/pins.txt"; then \
 		echo "$(2): these lines pin more than a version; left as it was." >&2; exit 1; \

@@ -149,7 +149,9 @@ def facts(case: Case, made: Plan) -> dict[str, Any]:
         return {}
     module = load_experiment(ROOT / f"configs/lm/{case.recipe}.py").module
     shapes = module.TEACHER_SHAPE, module.STUDENT_SHAPE
-    sizes = {n for s in shapes for n in (s.width, s.ffn_width, s.num_heads * s.head_dim)}
+    sizes = {
+        n for s in shapes for n in (s.width, s.ffn_width, s.num_heads * s.head_dim)
+    }
     tensor = step.mesh.get("tensor", 1)
     rows = case.batch // case.accumulate
     for axis in ("data", "fsdp"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
+from pathlib import Path
 from types import TracebackType
 
 VERBS = {
@@ -32,6 +34,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+# libtpu on a machine that is no TPU: as `distilljax[plan]` brings it. JAX would ask the
+# cloud's metadata server, and write of what it does not find.
+_NOT_ON_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def _quiet_without_tpu() -> None:
+    """Settings of the environment, if libtpu is installed where there is no TPU."""
+    has_chips = any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio/*"))
+    if not has_chips and importlib.util.find_spec("libtpu") is not None:
+        for name, value in _NOT_ON_A_TPU.items():
+            os.environ.setdefault(name, value)
+
+
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: distilljax VERB ...\n")
@@ -42,6 +63,7 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"distilljax {metadata.version('distilljax')}")
         return 0
+    _quiet_without_tpu()
     verb, *rest = arguments
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)

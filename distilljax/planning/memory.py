@@ -34,7 +34,8 @@ class Memory:
     largest: tuple[Live, ...]
     """Of gradients, activations and temporaries at the peak, the largest arrays."""
     peak: int
-    """What the compiler says is in use at most."""
+    """What the compiler says is in use at most; 0 where it does not say: that of the
+    CPU leaves temporaries out."""
     allocated: int
     """What it sets aside: arguments, results, temporaries with the gaps between them,
     and the program. That much has to be free."""
@@ -92,7 +93,12 @@ def known_owners(run: AbstractRun) -> dict[str, int]:
 
 
 def memory_of(
-    compiled: Any, program: Program, owners: dict[str, int], params: Any
+    compiled: Any,
+    program: Program,
+    owners: dict[str, int],
+    params: Any,
+    *,
+    has_peak: bool = True,
 ) -> Memory:
     """The memory of a compiled program, by owner.
 
@@ -104,6 +110,7 @@ def memory_of(
       program: The same, parsed.
       owners: Of `known_owners`.
       params: What is trained, with its shardings; None if nothing is.
+      has_peak: Whether the compiler states a peak that can be relied on.
     """
     found, walk = compiled.memory_analysis(), peak_of(program)
     shares = {_without_ones(_shard_shape(x)) for x in jax.tree.leaves(params)}
@@ -124,7 +131,7 @@ def memory_of(
             "activations and temporaries": rest + padding,
         },
         walk.live[:8],
-        int(getattr(found, "peak_memory_in_bytes", 0)),
+        int(getattr(found, "peak_memory_in_bytes", 0)) if has_peak else 0,
         sum(
             int(getattr(found, f"{part}_size_in_bytes"))
             for part in ("argument", "temp", "output", "generated_code")

@@ -100,8 +100,8 @@ def _program(name: str, program: Mapping[str, Any]) -> list[str]:
     if memory is not None:
         out.append(
             f"<p>At the peak {gib(memory['predicted_peak'])}, by a walk through the "
-            f"compiled program; its compiler says {gib(memory['peak'])}, and sets "
-            f"{gib(memory['allocated'])} aside. The largest arrays then:</p>"
+            f"compiled program; its compiler says {gib(memory['peak'] or None)}, and "
+            f"sets {gib(memory['allocated'])} aside. The largest arrays then:</p>"
         )
         rows = [
             (f"{escape(x['array'])} <small>{escape(x['from'][-90:])}</small>",

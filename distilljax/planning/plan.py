@@ -249,7 +249,9 @@ def _compiled(
     sent, traffic = collectives(program, mesh), memory_traffic(program)
     return ProgramPlan(
         **known,
-        memory=memory_of(compiled, program, owners, params),
+        memory=memory_of(
+            compiled, program, owners, params, has_peak=topology.chip is not None
+        ),
         sent=tuple(sent),
         traffic=traffic,
         roofline=roofline(

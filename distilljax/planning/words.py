@@ -44,8 +44,10 @@ def seconds(value: float) -> str:
 def headline(found: Plan) -> str:
     """What was planned, for what."""
     top, batch = found.topology, found.batch
-    chip = "devices of this machine" if top.chip is None else f"x {top.chip.name}"
-    where = f"{len(top.devices)} {chip}"
+    count = len(top.devices)
+    where = f"{count} device{'s' if count > 1 else ''} of this machine"
+    if top.chip is not None:
+        where = f"{count} x {top.chip.name}"
     size = f"{batch['examples']:,} examples"
     if batch["tokens"] is not None:
         size += f" of {batch['context']:,} tokens"
@@ -77,7 +79,8 @@ def program_lines(name: str, program: ProgramPlan) -> list[str]:
         return out
     out.append("  " + bar(owners, program.limit))
     peak, said = program.memory.predicted_peak, program.memory.peak
-    out.append(f"  at the peak {gib(peak)}; the compiler says {gib(said)}. Largest:")
+    states = f"; the compiler says {gib(said)}" if said else ""
+    out.append(f"  at the peak {gib(peak)}{states}. Largest:")
     for live in program.memory.largest[:4]:
         where = live.op_name or "(the compiler's own)"
         out.append(f"     {live.shape!s:38}{gib(live.nbytes):>12}  {where[-60:]}")
