@@ -213,7 +213,7 @@ def write_page(cases: dict[str, Any]) -> None:
 def recipes(cases: dict[str, Any]) -> list[str]:
     """Memory, what is sent and the roofline of each recipe."""
     out = [
-        "| recipe, context | chips | parts | set aside | peak, walked / compiled | fits "
+        "| recipe, context | chips | parts | set aside | peak: walk, compiler | fits "
         "| sent per step | compute / memory / interconnect | MFU at most |",
         "|---|---|---:|---:|---:|---|---:|---:|---:|",
     ]

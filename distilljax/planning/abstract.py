@@ -239,8 +239,8 @@ def example_shapes(data: Any) -> dict[str, Any] | None:
 
     Example:
       >>> from distilljax.data import Slice, text
-      >>> rows = text.Packed(text.Tokenized(text.Texts(("a",)), text.ByteTokenizer()), 9)
-      >>> example_shapes(Slice(rows, 0, 4))["tokens"].shape
+      >>> words = text.Tokenized(text.Texts(("a",)), text.ByteTokenizer())
+      >>> example_shapes(Slice(text.Packed(words, 9), 0, 4))["tokens"].shape
       (9,)
     """
     shapes = getattr(data, "shapes", None)

@@ -108,7 +108,7 @@ PARTS = {"teacher": "(teacher)", "student": "(student)", "loss": "fused_loss"}
 
 
 def by_part(found: Iterable[Collective]) -> dict[str, int]:
-    """Bytes per step for the teacher, the student, the loss over heads, and all else."""
+    """Bytes per step of the teacher, the student, the loss over heads, and others."""
     total = dict.fromkeys([*PARTS, "other"], 0)
     for one in found:
         parts = (part for part, name in PARTS.items() if name in one.op_name)

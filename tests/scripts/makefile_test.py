@@ -82,7 +82,8 @@ def test_the_first_test_run_installs_with_the_pins_of_its_python(
     assert done.returncode == 0, done.stderr
     (install,) = project.installs()
     assert install[-4:] == [
-        "-c", f"constraints/{pins}.txt", "-e", ".[train,report,text,llm,quant,plan,test]",
+        "-c", f"constraints/{pins}.txt",
+        "-e", ".[train,report,text,llm,quant,plan,test]",
     ]  # fmt: skip
     assert pytest_runs(project) == 1
 
