@@ -1,0 +1,93 @@
+"""What the committed compilations of the pod recipes must show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = json.loads((ROOT / "benchmarks/results/scale.json").read_text())["cases"]
+COMPILED = {n: c for n, c in CASES.items() if c["programs"]["step"]["memory"]}
+FUSED = {n: c for n, c in COMPILED.items() if not c["plain"]}
+RECIPES = {n: c for n, c in CASES.items() if not n.startswith("weak")}
+WEAK = {n: c for n, c in CASES.items() if n.startswith("weak")}
+
+
+def test_every_recipe_was_compiled_at_two_contexts():
+    found = {(n.split(",")[0], c["context"]) for n, c in RECIPES.items()
+             if not c["plain"]}  # fmt: skip
+    assert found == {
+        ("gemma", 4_096), ("gemma", 8_192),
+        ("qwen", 4_096), ("qwen", 32_768),
+        ("llama", 4_096), ("llama", 32_768),
+    }  # fmt: skip
+    assert {n.split(",")[0] for n, c in RECIPES.items() if c["plain"]} == {
+        "gemma", "qwen", "llama",
+    }  # fmt: skip
+    for case in CASES.values():
+        assert case["versions"]["libtpu"]
+        assert case["date"]
+
+
+@pytest.mark.parametrize("name", [n for n, c in RECIPES.items() if not c["plain"]])
+def test_a_recipe_fits(name):
+    step = CASES[name]["programs"]["step"]
+    assert step["fits"]
+    assert step["headroom"] > 0.1 * step["limit"]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_walk_finds_the_peak_that_the_compiler_states(name):
+    memory = COMPILED[name]["programs"]["step"]["memory"]
+    assert memory["predicted_peak"] == pytest.approx(memory["peak"], rel=0.05)
+    assert memory["peak"] <= memory["allocated"]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_nothing_of_time_squared_and_no_logits_are_in_memory(name):
+    facts = FUSED[name]["facts"]
+    assert not facts["time_time"]
+    assert facts["tokens_vocabulary"] == []
+    assert facts["gathered_logits"] == []
+
+
+def test_each_recipe_was_looked_at_where_a_width_is_not_the_context():
+    looked = {n.split(",")[0] for n, c in FUSED.items()
+              if c["facts"]["time_time"] is not None}  # fmt: skip
+    assert {"gemma", "qwen", "llama"} <= looked
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_no_kernel_of_the_teacher_is_gathered_for_all_layers(name):
+    assert FUSED[name]["facts"]["largest_gather_of_layer"] < 0.1
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_loss_sends_less_than_the_models(name):
+    """Before its kernels were gathered once it sent more than both together."""
+    parts = FUSED[name]["programs"]["step"]["sent_by_part"]
+    assert 0 < parts["loss"] < 0.1 * (parts["teacher"] + parts["student"])
+
+
+@pytest.mark.parametrize("name", [n for n, c in COMPILED.items() if c["plain"]])
+def test_a_plain_loss_has_the_logits_in_memory(name):
+    """So the search for them finds them where they are."""
+    assert COMPILED[name]["facts"]["tokens_vocabulary"]
+
+
+def test_more_groups_of_chips_cost_no_memory_and_the_loss_sends_no_more():
+    assert [c["num_devices"] for c in WEAK.values()] == [16, 64, 256, 1_024]
+    steps = [c["programs"]["step"] for c in WEAK.values()]
+    first = steps[0]["memory"]["allocated"]
+    for step in steps:
+        assert step["memory"]["allocated"] == pytest.approx(first, rel=0.02)
+        assert step["loss_bytes"] == steps[0]["loss_bytes"] > 0
+
+
+def test_the_page_has_these_numbers():
+    page = (ROOT / "docs/scale.md").read_text()
+    for name in CASES:
+        shown = f"| {name} |" if name in RECIPES else "fsdp=4,tensor=4"
+        assert shown in page
