@@ -249,10 +249,12 @@ on_each_slice() {
         "$1" 0 "$2"
         return
     fi
-    # A subshell: the traps are for these processes.
+    # A subshell: the traps are for these processes. Each leads a group of its own (-m),
+    # since what gcloud starts would outlive it, and hold the output open.
     (
         ids=()
-        trap 'kill "${ids[@]}" 2>/dev/null; exit 130' INT TERM
+        [[ -n $dry_run ]] || set -m
+        trap 'stop_groups "${ids[@]}"; exit 130' INT TERM
         for i in "${!nodes[@]}"; do
             if [[ -n $dry_run ]]; then
                 "$1" "$i" "$2"
@@ -265,12 +267,17 @@ on_each_slice() {
             rc=0
             wait -n || rc=$?
             if ((rc)); then
-                kill "${ids[@]}" 2>/dev/null || true
+                stop_groups "${ids[@]}"
                 wait
                 exit "$rc"
             fi
         done
     )
+}
+
+stop_groups() {
+    local id
+    for id; do kill -- "-$id" 2>/dev/null || true; done
 }
 
 # The command finds the number of its slice in $slice, where there are several.
