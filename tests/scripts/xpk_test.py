@@ -8,6 +8,7 @@ can fail, and lie: succeed without creating, list what is gone, answer with an e
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
