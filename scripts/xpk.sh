@@ -49,7 +49,8 @@ as a JobSet, with kubectl alone
   --topology SHAPE    topology of each slice, 4x8 say
   --hosts N           hosts of each slice
   --chips N           chips of each host (default 4)
-  --claim NAME        claim of the storage, mounted at the first folder of --workdir
+  --claim NAME        claim of the storage, mounted at the first two folders of
+                      --workdir, at /mnt/runs say
 
 kubectl has to speak to that cluster: `gcloud container clusters get-credentials CLUSTER`.
 Preemption: the cluster starts the run again, up to --max-restarts times. What ends in

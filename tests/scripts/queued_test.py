@@ -85,6 +85,11 @@ if group == "queued-resources":
         world["request"] = None
     save()
     sys.exit(0)
+if verb == "create":
+    slices[name] = "READY"
+    shutil.copytree(image, homes / name)
+    save()
+    sys.exit(0)
 if verb == "scp":
     name = next(w for w in argv[4:6] if ":" in w).partition(":")[0]
 state = slices.get(name)
@@ -92,6 +97,9 @@ if state is None:
     fail("NOT_FOUND: Resource was not found")
 save()
 if verb == "describe":
+    if "labels" in option["--format"]:
+        print(state, world["hosts"], "launcher", sep="\\t")
+        sys.exit(0)
     index = int(name.partition("-")[2] or 0)
     if "ipAddress" in option["--format"]:
         print("10.0.0.%d" % (index + 1))
@@ -100,6 +108,11 @@ if verb == "describe":
     else:
         print(state)
     sys.exit(0)
+if verb == "delete":
+    del slices[name]
+    shutil.rmtree(homes / name)
+    save()
+    sys.exit(0)
 if state != "READY":
     fail("the node is not READY")
 home = homes / name
@@ -107,7 +120,10 @@ if verb == "scp":
     source, target = (
         home / w.partition(":")[2] if ":" in w else pathlib.Path(w) for w in argv[4:6]
     )
-    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    if source.is_dir():
+        shutil.copytree(source, target / source.name)
+    else:
+        shutil.copy(source, target)
     sys.exit(0)
 lock.close()
 sys.exit(subprocess.run(
