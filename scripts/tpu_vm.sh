@@ -36,8 +36,7 @@ options
   --slices N         with --queued: so many slices, joined into one run (default 1)
   --queue-secs N     with --queued: how long to wait for the turn (default 86400)
   --poll-secs N      pause between two questions about the state (default 30)
-  --create-flag FLAG
-                     a flag of gcloud's for create, --reserved say; may be repeated
+  --create-flag F    a flag of gcloud's for create, --reserved say; may be repeated
   --workdir DIR      working directory of the run. Relative: in the checkout, on the
                      worker and here alike, and copied from there to here. Absolute:
                      on storage that is mounted on the workers, where it stays

@@ -634,6 +634,13 @@ def test_help_names_every_option(cloud):
         "--workdir",
         "--prepare",
         "--retries",
+        "--queued",
+        "--slices",
+        "--queue-secs",
+        "--poll-secs",
+        "--create-flag",
+        "--env",
+        "--flags",
         "--delete",
         "--dry-run",
     ]:
