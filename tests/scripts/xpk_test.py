@@ -143,14 +143,8 @@ JOBSET += ["--hosts=8", "--claim=runs"]
 WAYS = {"xpk": XPK, "jobset": JOBSET}
 QUICK = ["--poll-secs=0"]
 COMMAND = ["--", "train", "configs/x.py"]
-AWKWARD = [
-    "train",
-    "a b.py",
-    '--note=it\'s "so"',
-    "$HOME $$ $(NOTE) `id` \\ ; *",
-    "",
-    "ä\n",
-]
+AWKWARD = ["train", "a b.py", '--note=it\'s "so"', "", "ä\n"]
+AWKWARD += ["$HOME $$ $(NOTE) `id` \\ ; *", "$\n$(NOTE)"]
 AS_RUN = ["train", "configs/x.py", "--workdir", "/mnt/runs/x", "--multihost"]
 STOPPED = {"say": "few: stopped and saved at step 7 of 9; the same command resumes."}
 
@@ -434,8 +428,8 @@ def test_a_list_that_shows_what_was_deleted_is_not_believed(cluster):
     cluster.arrange(
         jobset={"conditions": ["Failed"]},
         train=[{"code": 3}],
-        # found, then gone, then shown again
-        kubectl_get_jobset=[{}, {}, stale, {}, stale],
+        # found, gone, created, and then the old one shown again
+        kubectl_get_jobset=[{}, {}, {}, stale],
     )
 
     done = launch(cluster)
