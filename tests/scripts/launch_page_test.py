@@ -203,6 +203,7 @@ def test_each_step_does_what_it_says(world, line, block):
     assert bool(runs) == bool(trained(block))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "block"), ALONE, ids=ids)
 def test_a_step_that_trains_goes_on_when_it_was_stopped(world, line, block):
     world.arrange(block, STOPPED)
@@ -220,6 +221,7 @@ def test_a_step_that_trains_goes_on_when_it_was_stopped(world, line, block):
     assert runs >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "block"), ALONE, ids=ids)
 def test_a_step_that_trains_says_when_it_failed(world, line, block):
     world.arrange(block, *[{"code": 3}] * 2)

@@ -725,3 +725,47 @@ def test_a_preset_is_read_and_not_run(cloud):
     assert done.returncode == 2
     assert 'bad.env:3 must be a comment or NAME+=" --flag=value", got' in done.stderr
     assert not (cloud.root / "ran").exists()
+
+
+# --- the real gcloud ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+def test_gcloud_itself_takes_every_command(cloud, tmp_path):
+    """It reads the words of a call before it looks for an account, and finds none.
+
+    Its configuration is empty, and its endpoint leads nowhere.
+    """
+    words = [*NAME, *KIND, *QUICK, TWO, "--project=p", "--spot", "--delete"]
+    words += ["--create-flag=--valid-until-duration=6h", cloud.workdir, *COMMAND]
+    launch(cloud, TWO, "--project=p", "--delete")
+    describe = [c for c in cloud.calls("gcloud") if c[3] == "describe"]
+    printed = cloud.run("tpu_vm.sh", "--dry-run", *words).stdout
+    calls = [
+        cloud.bash_words(line)[1:]
+        for line in printed.splitlines()
+        if line.startswith("gcloud ")
+    ]
+    kinds = {
+        (c[2], c[3], *(w for w in c if "format" in w)): c for c in calls + describe
+    }
+    assert len(kinds) == 8
+    real = shutil.which("gcloud")
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "CLOUDSDK_CONFIG": str(tmp_path / "none"),
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU": "http://127.0.0.1:9/",
+    }
+
+    def say(call: list[str]) -> str:
+        done = subprocess.run([real, *call], env=env, capture_output=True, text=True)
+        assert done.returncode != 0
+        return done.stderr
+
+    for call in kinds.values():
+        assert "do not currently have an active account" in say(call), call
+    wrong = say([*calls[0], "--no-such-flag"])
+    assert "unrecognized arguments: --no-such-flag" in wrong

@@ -8,8 +8,10 @@ can fail, and lie: succeed without creating, list what is gone, answer with an e
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -344,7 +346,7 @@ def test_restarts_and_retries_have_an_end(cluster, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_that_fails_by_itself_is_final(cluster, way):
+def test_a_run_that_fails_is_final(cluster, way):
     cluster.arrange(train=[{"code": 3}])
 
     done = launch(cluster, way=way)
@@ -549,3 +551,56 @@ def test_help_names_every_option(cluster):
     parse = source[source.index("parse() {") : source.index("need() {")]
     for option in set(re.findall(r" (--[a-z-]+)(?=[ )])", parse)):
         assert f"  {option} " in done.stdout, option
+
+
+# --- the real xpk ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
+def test_xpk_itself_makes_a_container_that_gets_the_words(cluster, tmp_path):
+    """It writes its manifest without a cluster; the container is started from that."""
+    words = [*COMMON, *XPK, "--zone=us-west4-a", "--project=p", "--slices=2", "--spot"]
+    preset = REPOSITORY / "scripts" / "flags" / "v5e.env"
+    words += [f"--flags={preset}", "--env=NOTE=it's $HOME $(NOTE)"]
+    cluster.arrange(train=[STOPPED])
+    printed = cluster.run(
+        "xpk.sh", "submit", "--dry-run", *words, "--", *AWKWARD
+    ).stdout
+    call = cluster.bash_words(printed.splitlines()[0])
+    manifest = tmp_path / "manifest.yaml"
+
+    subprocess.run(
+        [shutil.which("xpk"), *call[1:], "--dry-run", "--skip-validation",
+         f"--output-manifest-file={manifest}"],
+        check=True, capture_output=True, stdin=subprocess.DEVNULL,
+        env=os.environ | {"HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path)},
+    )  # fmt: skip
+
+    found = yaml.safe_load(manifest.read_text())
+    assert found["spec"]["failurePolicy"]["maxRestarts"] == 20
+    (slices,) = found["spec"]["replicatedJobs"]
+    assert slices["replicas"] == 2
+    pod = slices["template"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 120
+    (container,) = pod["containers"]
+    assert container["image"] == "here/distilljax:1"
+    env = {e["name"]: e["value"] for e in container["env"]}
+
+    def expand(text: str) -> str:
+        pattern = r"\$(\$|\((\w+)\))"
+        return re.sub(
+            pattern, lambda m: "$" if m[1] == "$" else env.get(m[2], m[0]), text
+        )
+
+    env |= {name: expand(value) for name, value in env.items()}
+    assert env["NOTE"] == "it's $HOME $(NOTE)"
+    command = [expand(word) for word in container["command"]]
+    command[-1] = command[-1].replace("cd /distilljax ", f"cd {cluster.root}/app ")
+    done = subprocess.run(
+        command,
+        env=env | {"PATH": f"{cluster.bin}:{os.environ['PATH']}"},
+        capture_output=True,
+    )
+    assert done.returncode == 75
+    assert cluster.calls("distilljax") == [[*AWKWARD, *AS_RUN[2:]]]
