@@ -89,10 +89,19 @@ parse() {
     ((${#arguments[@]})) || wrong_call "a distilljax command is needed after --"
 }
 
+# The last command takes the place of this script, so that a signal reaches it.
+hand_over() {
+    if [[ -n $dry_run ]]; then
+        execute "$@"
+    else
+        exec "$@"
+    fi
+}
+
 run_here() {
     cd "$dir"
     find_program
-    execute "${program[@]}" "${arguments[@]}"
+    hand_over "${program[@]}" "${arguments[@]}"
 }
 
 # Sets `program` to the words that start distilljax, in the environment it is to have.
@@ -112,7 +121,7 @@ run_under_slurm() {
     find_program
     step+=(--kill-on-bad-exit=1)
     if ((nodes == 1)); then
-        execute "${step[@]}" "${program[@]}" "${arguments[@]}"
+        hand_over "${step[@]}" "${program[@]}" "${arguments[@]}"
         return
     fi
     if [[ -z $dry_run ]]; then
@@ -120,7 +129,7 @@ run_under_slurm() {
         coordinator=${coordinator%%$'\n'*}
     fi
     # shellcheck disable=SC2016  # SLURM_PROCID has its value in the processes only
-    execute "${step[@]}" bash -c \
+    hand_over "${step[@]}" bash -c \
         'unset SLURM_LOCALID; exec "$@" --process-id "$SLURM_PROCID"' distilljax \
         "${program[@]}" "${arguments[@]}" \
         --multihost --coordinator "$coordinator:$port" --num-processes "$nodes"

@@ -21,7 +21,7 @@ EOF
 }
 
 main() {
-    local rc output child
+    local rc folder child tees=()
     case ${1-} in
         --help | -h)
             usage
@@ -29,11 +29,17 @@ main() {
             ;;
         '' | -*) wrong_call "a command is needed, got '${1-}'" ;;
     esac
-    output=$(mktemp)
+    folder=$(mktemp -d)
     # shellcheck disable=SC2064  # the name as it is now
-    trap "rm -f '$output'" EXIT
-    # Both streams, each to where it was.
-    "$@" > >(tee -a "$output") 2> >(tee -a "$output" >&2) &
+    trap "rm -rf '$folder'" EXIT
+    # Both streams, each to where it was. A signal for all processes must not end tee
+    # before the run has said that it saved.
+    mkfifo "$folder/out" "$folder/err"
+    (trap '' TERM INT && exec tee "$folder/said_out" <"$folder/out") &
+    tees+=($!)
+    (trap '' TERM INT && exec tee "$folder/said_err" <"$folder/err" >&2) &
+    tees+=($!)
+    "$@" >"$folder/out" 2>"$folder/err" &
     child=$!
     signalled=''
     trap 'signalled=yes; kill -TERM "$child" 2>/dev/null || true' TERM INT
@@ -44,8 +50,8 @@ main() {
         [[ -n $signalled ]] || break
         signalled=''
     done
-    wait # for what is left of its output
-    if ((rc == 0)) && grep -qE "$STOPPED" "$output"; then
+    wait "${tees[@]}" || true # for what is left of its output
+    if ((rc == 0)) && grep -qE "$STOPPED" "$folder"/said_*; then
         say "the run was told to stop before its end, and saved"
         rc=$STOPPED_CODE
     fi

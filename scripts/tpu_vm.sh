@@ -322,7 +322,7 @@ all() {
     elif [[ $state == UNKNOWN ]]; then
         end=$rc # the slice may hold what was not copied
     fi
-    if ((end == 0)) && [[ -n $delete ]]; then
+    if ((end == 0)) && [[ -n $delete && -z $out_of_time ]]; then
         remove || end=$?
     elif [[ $state != ABSENT ]]; then
         say "$name is kept, and is billed until you run: scripts/tpu_vm.sh delete" \

@@ -214,6 +214,7 @@ must_be_ours() {
 }
 
 submit() {
+    local rc
     describe || return
     if [[ $state != ABSENT ]]; then
         must_be_ours || return
@@ -230,7 +231,12 @@ submit() {
         create_workload || return
     fi
     appear || return
-    [[ -n $jobset ]] || kube label jobset "$name" distilljax=launcher
+    [[ -z $jobset ]] || return 0
+    kube label jobset "$name" distilljax=launcher && return
+    rc=$?
+    say "$name runs, and has not got our label: this script will leave it alone. Label" \
+        "it: kubectl label jobset $name distilljax=launcher"
+    return "$rc"
 }
 
 # Success is what the cluster lists, not what a tool returns.

@@ -19,7 +19,7 @@ wrong_call() {
 need_value() { (($# > 1)) && [[ -n $2 ]] || wrong_call "$1 needs a value"; }
 
 need_number() {
-    [[ ${2-} =~ ^[0-9]+$ ]] || wrong_call "$1 needs a whole number, got '${2-}'"
+    [[ ${2-} =~ ^(0|[1-9][0-9]{0,8})$ ]] || wrong_call "$1 needs a whole number, got '${2-}'"
 }
 
 # Everything that acts goes through here, so that --dry-run can print all of it.

@@ -28,14 +28,19 @@ BLOCKS = [
 STOPPED = {"say": "x: stopped and saved at step 7 of 9; the same command resumes."}
 
 DISTILLJAX = """
-import pathlib
+import fcntl, pathlib
 path = pathlib.Path({root!r}) / "world.json"
+lock = open(path.with_name("lock"), "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
 world = json.loads(path.read_text())
 # Of several processes the first is told, and the others end as it does.
 process = argv[argv.index("--process-id") + 1] if "--process-id" in argv else "0"
 plan = world["plan"].get("train", [])
 effect = plan.pop(0) if plan and process == "0" else {{}}
-path.write_text(json.dumps(world))
+new = path.with_name("new")
+new.write_text(json.dumps(world))
+new.rename(path)
+lock.close()
 folder = pathlib.Path(argv[argv.index("--workdir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "results.json").touch()

@@ -30,7 +30,10 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 world = json.loads(path.read_text())
 
 def save():
-    path.write_text(json.dumps(world))
+    # at once, since a call may be killed
+    new = path.with_name("new%d" % os.getpid())
+    new.write_text(json.dumps(world))
+    new.rename(path)
 
 def fail(message, code=1):
     save()
@@ -148,7 +151,9 @@ with open(root / "lock", "w") as lock:
     world["slices"].update(effect.get("slices", {{}}))
     if "request" in effect:
         world["request"].update(effect["request"])
-    path.write_text(json.dumps(world))
+    new = path.with_name("new%d" % os.getpid())
+    new.write_text(json.dumps(world))
+    new.rename(path)
 print(effect.get("say", "finished"))
 time.sleep(effect.get("secs", 0))
 sys.exit(effect.get("code", 0))
@@ -280,7 +285,7 @@ def test_more_flags_for_create_are_handed_on(cloud):
 def test_the_wait_has_an_end_and_keeps_its_place(cloud):
     cloud.arrange(first="WAITING_FOR_RESOURCES")
 
-    done = launch(cloud, "--queue-secs=0")
+    done = launch(cloud, "--queue-secs=0", "--delete")
 
     assert done.returncode == 75
     assert "keeps its place in the queue" in done.stderr

@@ -52,14 +52,13 @@ for turn in range(50):
     with open(root / "out", "a") as out:
         job = subprocess.Popen(
             ["bash", spooled, *words], env=env, cwd=options.get("--chdir"),
-            stdout=out, stderr=out)
+            stdout=out, stderr=out, start_new_session=True)
     preempted = root / "preempted"
     while job.poll() is None:
         if preempted.exists():
-            process = int(preempted.read_text())
             preempted.unlink()
-            for pid in (job.pid, process):
-                os.kill(pid, signal.SIGTERM)
+            # as SLURM may: to every process of the job
+            os.killpg(job.pid, signal.SIGTERM)
         time.sleep(0.05)
     code = job.returncode
     (root / "code").write_text(str(code))
@@ -70,6 +69,8 @@ for turn in range(50):
 """
 
 SRUN = """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: None)  # handed on to its processes
 command = argv[next(i for i, word in enumerate(argv) if word[:2] != "--"):]
 count = int(next(a for a in argv if a.startswith("--ntasks=")).split("=")[1])
 codes = []
@@ -197,7 +198,7 @@ def test_a_stopped_run_goes_back_into_the_queue_until_it_is_done(cluster):
 
 
 def test_a_preemption_leaves_the_run_the_time_to_save(cluster):
-    """The script gets the signal too, and must not end before its run."""
+    """Scripts and their tools get the signal too, and must not end before the run."""
     cluster.arrange(STOPPED | {"preempted": True})
 
     done = cluster.run("slurm.sh", *COMMAND)

@@ -372,6 +372,16 @@ def test_a_workload_that_vanishes_is_submitted_again(cluster):
 # --- tools that fail and lie ----------------------------------------------------------
 
 
+def test_a_workload_that_gets_no_label_is_said_to_have_none(cluster):
+    cluster.arrange(kubectl_label=[{"error": "forbidden", "code": 5}])
+
+    done = launch(cluster)
+
+    assert done.returncode == 5
+    assert "distil runs, and has not got our label" in done.stderr
+    assert verbs(cluster) == ["xpk create", "kubectl label"]
+
+
 def test_a_creation_that_fails_is_final(cluster):
     cluster.arrange(xpk_create=[{"error": "no such cluster", "code": 6}])
 
