@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Run a distilljax command on the GPUs of one node or several: one process per node.
 set -euo pipefail
+# shellcheck source=scripts/lib/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
 
 usage() {
     cat <<'EOF'
@@ -17,6 +19,8 @@ options
   --hosts A,B,...   host names that ssh reaches without asking for anything
   --dir DIR         where the checkout lies on every host (default: where it lies here)
   --port PORT       free port of the coordinator (default 8476)
+  --env NAME=VALUE  variable in the environment of the run; may be repeated
+  --flags FILE      preset of compiler flags for the run, see scripts/flags
   --dry-run         print the commands, and execute nothing
   --help            print this
 
@@ -34,11 +38,6 @@ example
       -- train configs/digits/all_data.py --workdir /shared/all_data \
       --teacher.workdir=/shared/teacher --mesh=data=16
 EOF
-}
-
-wrong_call() {
-    printf 'gpu.sh: %s\ngpu.sh: see scripts/gpu.sh --help\n' "$1" >&2
-    exit 2
 }
 
 parse() {
@@ -64,6 +63,14 @@ parse() {
                 port=$2
                 shift 2
                 ;;
+            --env)
+                add_env "$@"
+                shift 2
+                ;;
+            --flags)
+                add_flags "$@"
+                shift 2
+                ;;
             --dry-run)
                 dry_run=yes
                 shift
@@ -82,26 +89,26 @@ parse() {
     ((${#arguments[@]})) || wrong_call "a distilljax command is needed after --"
 }
 
-execute() {
+# The last command takes the place of this script, so that a signal reaches it.
+hand_over() {
     if [[ -n $dry_run ]]; then
-        printf '%q ' "$@"
-        printf '\n'
+        execute "$@"
     else
-        "$@"
+        exec "$@"
     fi
 }
 
 run_here() {
     cd "$dir"
-    execute "$(executable)" "${arguments[@]}"
+    find_program
+    hand_over "${program[@]}" "${arguments[@]}"
 }
 
-executable() {
-    if [[ -x $dir/.venv/bin/distilljax ]]; then
-        echo "$dir/.venv/bin/distilljax"
-    else
-        echo distilljax
-    fi
+# Sets `program` to the words that start distilljax, in the environment it is to have.
+find_program() {
+    program=(distilljax)
+    [[ ! -x $dir/.venv/bin/distilljax ]] || program=("$dir/.venv/bin/distilljax")
+    ((${#environment[@]} == 0)) || program=(env "${environment[@]}" "${program[@]}")
 }
 
 # jax finds its place under SLURM by itself, but takes one process per GPU for granted
@@ -111,9 +118,10 @@ run_under_slurm() {
     local nodes=$SLURM_JOB_NUM_NODES coordinator=FIRST_NODE
     local step=(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1)
     cd "$dir"
+    find_program
     step+=(--kill-on-bad-exit=1)
     if ((nodes == 1)); then
-        execute "${step[@]}" "$(executable)" "${arguments[@]}"
+        hand_over "${step[@]}" "${program[@]}" "${arguments[@]}"
         return
     fi
     if [[ -z $dry_run ]]; then
@@ -121,9 +129,9 @@ run_under_slurm() {
         coordinator=${coordinator%%$'\n'*}
     fi
     # shellcheck disable=SC2016  # SLURM_PROCID has its value in the processes only
-    execute "${step[@]}" bash -c \
+    hand_over "${step[@]}" bash -c \
         'unset SLURM_LOCALID; exec "$@" --process-id "$SLURM_PROCID"' distilljax \
-        "$(executable)" "${arguments[@]}" \
+        "${program[@]}" "${arguments[@]}" \
         --multihost --coordinator "$coordinator:$port" --num-processes "$nodes"
 }
 
@@ -137,13 +145,14 @@ quoted() {
 }
 
 remote_command() {
-    local words=("${arguments[@]}")
+    local words=("${arguments[@]}") start=(distilljax)
+    ((${#environment[@]} == 0)) || start=(env "${environment[@]}" distilljax)
     if ((${#hosts[@]} > 1)); then
         words+=(--multihost --coordinator "${hosts[0]#*@}:$port")
         words+=(--num-processes "${#hosts[@]}" --process-id "$1")
     fi
     printf "cd%s && PATH=\"\$PWD/.venv/bin:\$PATH\" exec" "$(quoted "$dir")"
-    quoted distilljax "${words[@]}"
+    quoted "${start[@]}" "${words[@]}"
 }
 
 run_over_ssh() {

@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
 # Run a distilljax command on every worker of a TPU VM slice, and bring the result home.
 set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/launch.sh
+source "$here/lib/launch.sh"
+# shellcheck source=scripts/lib/tpu.sh
+source "$here/lib/tpu.sh"
 
 usage() {
     cat <<'EOF'
-Run a distilljax command on a TPU VM slice.
+Run a distilljax command on a TPU VM slice, or on several that one request brings.
 
 usage: scripts/tpu_vm.sh [COMMAND] --name NAME --zone ZONE [OPTION]... [-- ARGUMENT...]
 
 commands
   all      (default) create, setup, run, copy, and delete if --delete is given
-  create   create the slice, or find it ready if this script made it before
+  create   create the slice, or find it ready if this script made it before; with
+           --queued, request it and wait until it is there
+  wait     wait for what was requested
   setup    send this checkout to every worker and install it there
   run      run `distilljax ARGUMENT... --workdir DIR --multihost` on every worker
+  watch    print the state whenever it changes, until the slice is gone
   copy     copy the working directory back here from worker 0
   delete   delete the slice
 
@@ -24,11 +32,18 @@ options
                      `gcloud compute tpus tpu-vm versions list --zone ZONE`
   --project PROJECT  project (default: the one gcloud is set to)
   --spot             create a spot slice: cheaper, and may be preempted at any time
+  --queued           request the slice as a queued resource, which waits its turn
+  --slices N         with --queued: so many slices, joined into one run (default 1)
+  --queue-secs N     with --queued: how long to wait for the turn (default 86400)
+  --poll-secs N      pause between two questions about the state (default 30)
+  --create-flag F    a flag of gcloud's for create, --reserved say; may be repeated
   --workdir DIR      working directory of the run. Relative: in the checkout, on the
                      worker and here alike, and copied from there to here. Absolute:
                      on storage that is mounted on the workers, where it stays
   --prepare COMMAND  shell command that setup runs in the checkout on every worker, to
                      mount that storage; must be harmless when it runs again
+  --env NAME=VALUE   variable in the environment of the run; may be repeated
+  --flags FILE       preset of compiler flags for the run, see scripts/flags
   --retries N        times to start again after a preemption or a stop (default 3)
   --wait-secs N      pause before starting again, and before asking for the state of a
                      slice on which a run was stopped, killed or cut off (default 30)
@@ -46,11 +61,16 @@ each host writes its own part of a checkpoint. A relative path is for a slice of
 host: what can still be reached is copied here before the slice is deleted, and sent to
 the new one. What was not copied in time is lost.
 
-Only slices that this script created are deleted: they carry the label
-distilljax=launcher, and one of the same name without it is left alone.
+Queued: the request waits until there are TPUs for it, and is READY when it is ACTIVE
+and each of its slices is READY. If the wait is cut short, here or by --queue-secs, it
+keeps its place, and the same command waits on. --slices 2 brings NAME-0 and NAME-1.
+
+Only what this script created is deleted: it carries the label distilljax=launcher, and
+a slice or request of the same name without it is left alone.
 
 Exit code: 0 when everything went well, 2 for a wrong call, 75 when the run was stopped
-before its end and may be run again, otherwise that of the command that failed.
+before its end, or waited for too long, and may be run again, otherwise that of the
+command that failed.
 
 example
   scripts/tpu_vm.sh --name distil --zone us-central2-b --type v4-32 --version VERSION \
@@ -61,23 +81,12 @@ example
 EOF
 }
 
-# What `distilljax train` prints when it was told to stop: it has saved then, and ends
-# with exit code 0 like a run that is finished. Here that becomes a code of its own.
-readonly STOPPED='stopped (and saved at step|after) [0-9]+ of [0-9]+' STOPPED_CODE=75
-
-say() { printf 'tpu_vm.sh: %s\n' "$*" >&2; }
-
-wrong_call() {
-    say "$1"
-    say "see scripts/tpu_vm.sh --help"
-    exit 2
-}
-
 parse() {
     command=all name='' zone='' type='' version='' project='' workdir='' prepare=''
-    spot='' retries=3 wait_secs=30 delete='' dry_run='' arguments=()
+    spot='' queued='' slices=1 queue_secs=86400 poll_secs=30 create_flags=()
+    retries=3 wait_secs=30 delete='' dry_run='' arguments=()
     case ${1-} in
-        create | setup | run | copy | delete | all)
+        create | wait | setup | run | watch | copy | delete | all)
             command=$1
             shift
             ;;
@@ -88,17 +97,30 @@ parse() {
         fi
         case $1 in
             --name | --zone | --type | --version | --project | --workdir | --prepare)
-                (($# > 1)) && [[ -n $2 ]] || wrong_call "$1 needs a value"
+                need_value "$@"
                 printf -v "${1#--}" '%s' "$2"
                 shift 2
                 ;;
-            --retries | --wait-secs)
-                [[ ${2-} =~ ^[0-9]+$ ]] || wrong_call "$1 needs a whole number, got '${2-}'"
+            --slices | --retries | --wait-secs | --queue-secs | --poll-secs)
+                need_number "$@"
                 local variable=${1#--}
                 printf -v "${variable//-/_}" '%s' "$2"
                 shift 2
                 ;;
-            --spot | --delete)
+            --create-flag)
+                [[ ${2-} == --* ]] || wrong_call "$1 needs a flag of gcloud, got '${2-}'"
+                create_flags+=("$2")
+                shift 2
+                ;;
+            --env)
+                add_env "$@"
+                shift 2
+                ;;
+            --flags)
+                add_flags "$@"
+                shift 2
+                ;;
+            --spot | --queued | --delete)
                 printf -v "${1#--}" '%s' yes
                 shift
                 ;;
@@ -123,6 +145,9 @@ check() {
     [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || wrong_call \
         "--name must be lower-case letters, digits and dashes, got '$name'"
     [[ -n $zone ]] || wrong_call "--zone is required"
+    ((slices)) || wrong_call "--slices must be 1 or more, got '$slices'"
+    [[ $slices == 1 || -n $queued ]] || wrong_call \
+        "--slices $slices needs --queued: slices that are joined are requested together"
     if [[ $command == all || $command == create ]]; then
         [[ -n $type ]] || wrong_call "$command needs --type"
         [[ -n $version ]] || wrong_call "$command needs --version"
@@ -146,77 +171,6 @@ check() {
     fi
 }
 
-# Everything that acts goes through here, so that --dry-run can print all of it.
-execute() {
-    if [[ -n $dry_run ]]; then
-        printf '%q ' "$@"
-        printf '\n'
-    else
-        "$@"
-    fi
-}
-
-tpu_vm() {
-    execute gcloud compute tpus tpu-vm "$@" --zone="$zone" \
-        ${project:+--project="$project"} --quiet
-}
-
-on_all_workers() { tpu_vm ssh "$name" --worker=all --command="$1"; }
-
-# Sets `state` to READY, PREEMPTED, ... or ABSENT, `owner` to the value of our label, and
-# `hosts` to their number.
-# A failure that is not "no such slice" (no network, no rights) says nothing of the
-# state, and must not be taken for a preemption.
-describe() {
-    state=ABSENT owner='' hosts=0
-    [[ -z $dry_run ]] || return 0
-    local answer rc=0
-    answer=$(tpu_vm describe "$name" 2>"$scratch/error" \
-        --format='value(state,networkEndpoints.len(),labels.distilljax)') || rc=$?
-    if ((rc == 0)); then
-        read -r state hosts owner <<<"$answer"
-    elif ! grep -qE 'NOT_FOUND|not found' "$scratch/error"; then
-        say "the state of $name is unknown: $(cat "$scratch/error")"
-        state=UNKNOWN
-        return "$rc"
-    fi
-}
-
-must_be_ours() {
-    [[ $owner != launcher ]] || return 0
-    say "$name was not created by this script (label distilljax=launcher is missing):" \
-        "it is left alone. Choose another --name."
-    foreign=yes
-    return 2
-}
-
-create() {
-    describe || return
-    if [[ $state != ABSENT ]]; then
-        must_be_ours || return
-        if [[ $state == READY ]]; then
-            say "$name is there and ready"
-            return
-        fi
-        say "$name is $state: creating it anew"
-        tpu_vm delete "$name" || return
-    fi
-    tpu_vm create "$name" --accelerator-type="$type" --version="$version" \
-        --labels=distilljax=launcher ${spot:+--spot} \
-        && state=READY empty=yes
-}
-
-remove() {
-    describe || return
-    if [[ -n $dry_run ]]; then
-        tpu_vm delete "$name"
-    elif [[ $state == ABSENT ]]; then
-        say "$name is not there"
-    else
-        must_be_ours && tpu_vm delete "$name"
-    fi
-}
-
 # The working tree as it is: committed or not, but nothing that git ignores.
 pack() {
     if [[ -n $dry_run ]]; then
@@ -233,7 +187,8 @@ pack() {
 
 setup() {
     pack \
-        && tpu_vm scp "$archive" "$name:distilljax.tar.gz" --worker=all \
+        && reach \
+        && send_to_all_workers "$archive" \
         && on_all_workers "mkdir -p distilljax && tar -xzf distilljax.tar.gz -C distilljax \
 && bash distilljax/scripts/setup_vm.sh tpu" \
         && if [[ -n $prepare ]]; then on_all_workers "cd distilljax || exit; $prepare"; fi
@@ -251,7 +206,7 @@ echo '$workdir is on the boot disk and would be lost with the slice:' \
         return
     fi
     describe || return
-    if ((hosts > 1)); then
+    if ((hosts > 1)) || ((${#nodes[@]} > 1)); then
         say "$name has $hosts hosts, and each writes its part of a checkpoint: --workdir" \
             "must be an absolute path on storage that all of them share, got '$workdir'"
         return 2
@@ -277,9 +232,12 @@ rm -rf $beside && mkdir -p $beside" || rc=$?
 
 run() {
     local quoted words
-    quoted=$(printf '%q ' "${arguments[@]}" --workdir "$workdir" --multihost)
-    words="cd distilljax && exec .venv/bin/distilljax ${quoted% }"
+    quoted=$(printf '%q ' .venv/bin/distilljax "${arguments[@]}" --workdir "$workdir" \
+        --multihost)
+    ((${#environment[@]} == 0)) || quoted="env $(printf '%q ' "${environment[@]}")$quoted"
+    words="cd distilljax && exec ${quoted% }"
     check_storage && send_back || return
+    if ((${#nodes[@]} > 1)); then words=$(join_slices)$words || return; fi
     empty=''
     if [[ -n $dry_run ]]; then
         on_all_workers "$words"
@@ -324,7 +282,7 @@ attempt_and_retry() {
         rc=0 unknown=0
         attempt || rc=$?
         # What could not be created even once is no preemption.
-        [[ -n $created && -z $dry_run ]] || return "$rc"
+        [[ -n $created && -z $dry_run && -z $out_of_time ]] || return "$rc"
         # Told to stop: the slice may be about to go.
         ((rc != STOPPED_CODE)) || rescue
         # Stopped, killed, or cut off (255 is ssh's own code): the state may lag behind.
@@ -333,6 +291,10 @@ attempt_and_retry() {
         ((unknown == 0)) || return "$((rc ? rc : unknown))"
         if [[ $state == READY ]] && ((rc == 0)); then
             return 0
+        fi
+        # A slice that was lost may call itself READY for a while.
+        if [[ $state == READY ]] && ((rc == 255)) && ! reach && [[ -n $unreachable ]]; then
+            state=$unreachable
         fi
         if [[ $state == READY ]] && ((rc != STOPPED_CODE)); then
             say "exit code $rc, and $name is READY: not a preemption"
@@ -360,11 +322,11 @@ all() {
     elif [[ $state == UNKNOWN ]]; then
         end=$rc # the slice may hold what was not copied
     fi
-    if ((end == 0)) && [[ -n $delete ]]; then
+    if ((end == 0)) && [[ -n $delete && -z $out_of_time ]]; then
         remove || end=$?
     elif [[ $state != ABSENT ]]; then
         say "$name is kept, and is billed until you run: scripts/tpu_vm.sh delete" \
-            "--name $name --zone $zone${project:+ --project $project}"
+            "--name $name --zone $zone${project:+ --project $project}${queued:+ --queued}"
     fi
     ((rc)) || rc=$end
     return "$rc"
@@ -375,6 +337,8 @@ main() {
     check
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     state=ABSENT owner='' hosts=0 foreign='' created='' empty='' archive=distilljax.tar.gz
+    out_of_time='' reached='' unreachable=''
+    name_nodes
     trap 'say "stopped: $name may still run, and be billed"; exit 130' INT
     if [[ -z $dry_run ]]; then
         scratch=$(mktemp -d)
@@ -383,6 +347,13 @@ main() {
     fi
     case $command in
         delete) remove ;;
+        wait) wait_until_ready ;;
+        watch) watch_state ;;
+        setup | run | copy)
+            # The names of several slices are asked for.
+            if [[ -n $queued ]]; then describe || return; fi
+            "$command"
+            ;;
         *) "$command" ;;
     esac
 }

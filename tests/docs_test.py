@@ -175,7 +175,7 @@ def test_extras_of_pip_exist(words):
         assert set(extras.split(",")) <= set(known)
 
 
-@pytest.mark.parametrize("words", of("(tpu_vm|gpu).sh"))
+@pytest.mark.parametrize("words", of("(tpu_vm|gpu|slurm|xpk).sh"))
 def test_launchers_understand_their_commands(words):
     end = words.index("--") if "--" in words else len(words)
     done = subprocess.run(

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def shown(source: str) -> list[list[str]]:
     """The words of each train command of a page, or of what a script prints."""
     if source == PAGE:
         text = (REPOSITORY / source).read_text()
-        text = "\n".join(re.findall(r"```(?:bash|text)\n(.*?)```", text, re.S))
+        found = re.findall(r"```(?:bash|text)\n(.*?) *```", text, re.S)
+        text = "\n".join(map(textwrap.dedent, found))
     else:
         script = REPOSITORY / "scripts" / source
         done = subprocess.run([script, "--help"], capture_output=True, text=True)
@@ -35,7 +37,7 @@ def shown(source: str) -> list[list[str]]:
         if "train" in words:
             rest = words[words.index("train") + 1 :]
             place = words.index("--workdir")
-            # the launcher for TPUs takes it before the --, and passes it on
+            # the launchers for TPUs take it before the --, and pass it on
             given = [] if "--workdir" in rest else words[place : place + 2]
             found.append(rest + given)
     return found
@@ -56,11 +58,11 @@ def planned(monkeypatch, words: list[str]) -> list[Config]:
     return found
 
 
-@pytest.mark.parametrize("source", [PAGE, "tpu_vm.sh", "gpu.sh"])
+@pytest.mark.parametrize("source", [PAGE, "tpu_vm.sh", "gpu.sh", "slurm.sh", "xpk.sh"])
 def test_shown_commands_are_understood_and_their_batches_divide(monkeypatch, source):
     commands = shown(source)
 
-    assert len(commands) == {PAGE: 5}.get(source, 1)
+    assert len(commands) == {PAGE: 13}.get(source, 1)
     for words in commands:
         for config in planned(monkeypatch, words):
             sizes = re.findall(r"=(\d+)", config.mesh)

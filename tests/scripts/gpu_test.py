@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 
@@ -72,6 +73,35 @@ def test_hosts_get_one_process_each_and_their_place(cluster):
     )
     assert sorted(cluster.calls("distilljax")) == placed(3, "n1:8476")
     assert {c[2] for c in cluster.full_calls("distilljax")} == {str(cluster.checkout)}
+
+
+@pytest.mark.parametrize("words", [["--hosts=n1,n2"], []], ids=["ssh", "here"])
+def test_variables_and_flags_reach_every_process(cluster, words):
+    note = 'it\'s "so" $HOME; *'
+    preset = cluster.repository / "scripts" / "flags" / "gpu.env"
+    cluster.install("print(json.dumps([os.environ[n] for n in ('NOTE', 'XLA_FLAGS')]))")
+
+    done = cluster.run(
+        "gpu.sh", *words, f"--dir={cluster.checkout}", f"--env=NOTE={note}",
+        f"--flags={preset}", "--", "train",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    seen = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(seen) == (2 if words else 1)
+    assert all(found[0] == note for found in seen)
+    flags = seen[0][1].split(" ")
+    assert len(flags) == preset.read_text().count("\nXLA_FLAGS+=")
+
+
+def test_under_slurm_variables_and_flags_reach_every_process(cluster):
+    cluster.install("print(os.environ['NOTE'])")
+
+    done = cluster.run(
+        "gpu.sh", f"--dir={cluster.checkout}", "--env=NOTE=a b", "--", "t", **slurm(2)
+    )
+
+    assert done.stdout == "a b\n" * 2
 
 
 def test_a_single_host_is_no_cluster(cluster):
@@ -176,6 +206,8 @@ def test_dry_run_prints_what_would_run_and_executes_nothing(cluster, words, env,
         (["--hosts=-oProxyCommand=x", "--", "train"], "--hosts needs host names"),
         (["--port=x", "--", "train"], "--port needs a number, got 'x'"),
         (["--dir"], "--dir needs a directory"),
+        (["--env=x", "--", "train"], "--env must be NAME=VALUE, got 'x'"),
+        (["--flags=x", "--", "train"], "--flags must be a file, got 'x'"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong_and_does_nothing(cluster, words, message):
@@ -190,4 +222,5 @@ def test_help_names_every_option(cluster):
     done = cluster.run("gpu.sh", "--help")
 
     assert done.returncode == 0
-    assert {"--hosts", "--dir", "--port", "--dry-run"} <= set(shlex.split(done.stdout))
+    known = set(shlex.split(done.stdout))
+    assert {"--hosts", "--dir", "--port", "--env", "--flags", "--dry-run"} <= known

@@ -100,9 +100,7 @@ def cloud(stage):
     """
     world = stage.root / "world.json"
     stage.repository = stage.root / "checkout"
-    (stage.repository / "scripts").mkdir(parents=True)
-    for name in ("tpu_vm.sh", "setup_vm.sh"):
-        shutil.copy(REPOSITORY / "scripts" / name, stage.repository / "scripts")
+    shutil.copytree(REPOSITORY / "scripts", stage.repository / "scripts")
     (stage.repository / ".gitignore").write_text("/runs/\n")
     subprocess.run(["git", "init", "--quiet", stage.repository], check=True)
     # The environment of the workers exists already, so nothing is really installed.
@@ -636,6 +634,13 @@ def test_help_names_every_option(cloud):
         "--workdir",
         "--prepare",
         "--retries",
+        "--queued",
+        "--slices",
+        "--queue-secs",
+        "--poll-secs",
+        "--create-flag",
+        "--env",
+        "--flags",
         "--delete",
         "--dry-run",
     ]:
