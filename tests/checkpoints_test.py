@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import jax
@@ -16,7 +15,7 @@ import pytest
 from flax import nnx
 
 from distilljax import make_distill_step, models, objectives
-from distilljax.checkpoints import Checkpoints, StopSignal
+from distilljax.checkpoints import Checkpoints
 from distilljax.sharding import (
     batch_axes,
     batch_sharding,
@@ -319,14 +318,3 @@ def test_only_a_writer_removes_what_a_killed_run_left(saved):
     save_all(Checkpoints(root), {4: None})
     assert not half_written.exists()
     assert steps_in(root) == [4]
-
-
-def test_sigterm_sets_a_flag_and_gives_the_signal_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
-        assert not stop.reached()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reached()
-        assert stop.requested
-        assert stop.reached()
-    assert signal.getsignal(signal.SIGTERM) is before

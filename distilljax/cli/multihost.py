@@ -27,9 +27,18 @@ def initialize(args: Namespace) -> None:
         return
     import jax
 
-    if None in given.values():
-        # found by JAX itself on TPU, GKE and SLURM
-        jax.distributed.initialize(**given)
-    else:
+    options = {**given, "initialization_timeout": args.connect_timeout_secs}
+    if None not in given.values():
         # else SLURM's environment would leave a process one GPU of its node
-        jax.distributed.initialize(**given, cluster_detection_method="deactivate")
+        options["cluster_detection_method"] = "deactivate"
+    try:
+        # on TPU, GKE and SLURM, JAX finds by itself what is not given
+        jax.distributed.initialize(**options)
+    except RuntimeError as error:
+        where = args.coordinator or "the one that JAX has found"
+        raise ConnectionError(
+            f"distilljax: --coordinator must be reached within "
+            f"{args.connect_timeout_secs} s, and by all {args.num_processes or ''} "
+            f"processes, got no answer at {where}. See that process 0 runs, and that "
+            "its port is open; --connect-timeout-secs waits longer."
+        ) from error
