@@ -49,7 +49,11 @@ def peak_flops(kind: str) -> float | None:
       >>> peak_flops("cpu") is None and peak_flops("TPU v4 lite") is None
       True
     """
-    fits = [name for name in PEAK_FLOPS if kind == name or kind.startswith(f"{name} ")]
+    fits = [
+        name
+        for name in PEAK_FLOPS
+        if kind == name or kind.startswith((f"{name} ", f"{name}-"))
+    ]
     if kind.endswith(" lite") and kind not in PEAK_FLOPS:
         return None  # another chip than the one whose name it begins with
     return PEAK_FLOPS[max(fits, key=len)] if fits else None

@@ -1,4 +1,4 @@
-"""Goodput is of the time that passed, whatever the dates say, and of steps that stayed."""
+"""Goodput is of the time that passed, not of dates, and of steps that stayed."""
 
 from __future__ import annotations
 

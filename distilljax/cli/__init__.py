@@ -55,7 +55,7 @@ def _main(arguments: list[str]) -> int:
         return import_module(f"distilljax.cli.{verb}").main(rest)
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, FloatingPointError, OSError) as error:
+    except (ValueError, TypeError, FloatingPointError, OSError, ImportError) as error:
         expected = isinstance(error, OSError) or _ours(error.__traceback__)
         if not expected or os.environ.get("DISTILLJAX_TRACEBACK"):
             raise
