@@ -50,7 +50,11 @@ class Events:
 
     @staticmethod
     def _event(event: str, **more: Any) -> Event:
-        clocks = {"time": time.time(), "monotonic": time.monotonic(), "boot": _boot()}
+        clocks = {
+            "time": time.time(),
+            "monotonic": time.monotonic(),
+            "boot": this_boot(),
+        }
         return {"event": event, **more, **clocks}
 
     def _write(self, event: Event, first: str = "") -> None:
@@ -148,8 +152,13 @@ def productive_seconds(events: Sequence[Event], step: float = math.inf) -> float
     return total
 
 
-def _boot() -> str:
-    """Which boot of which machine the monotonic clock belongs to."""
+def this_boot() -> str:
+    """Which boot of which machine the monotonic clock belongs to.
+
+    Example:
+      >>> this_boot() == this_boot()
+      True
+    """
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{platform.node()} {round(time.time() - time.monotonic(), -2):.0f}"

@@ -37,7 +37,7 @@ LAYERS = [
     {"resume", "not_finite", "events", "throughput", "tracing", "trackers"},
     {"train", "run", "programs", "pair", "frozen", "vocabulary", "workdir",
      "evaluation", "planning", "asking", "caching", "describing",
-     "verifying", "observing", "results", "resuming"},
+     "verifying", "observing", "results", "resuming", "watching"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip

@@ -17,7 +17,7 @@ class Clocks:
         self.date, self.monotonic, self.boot = 1.7e9, 5000.0, "first"
         monkeypatch.setattr("distilljax.events.time.time", lambda: self.date)
         monkeypatch.setattr("distilljax.events.time.monotonic", lambda: self.monotonic)
-        monkeypatch.setattr(events, "_boot", lambda: self.boot)
+        monkeypatch.setattr(events, "this_boot", lambda: self.boot)
 
     def pass_(self, seconds: float, jump: float = 0.0) -> None:
         self.monotonic += seconds

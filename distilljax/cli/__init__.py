@@ -14,6 +14,7 @@ VERBS = {
     "data": "show what is in the data, and what of it is learnt: CONFIG",
     "cache": "ask the teacher once and keep what it says: CONFIG --out DIR --kind K",
     "evaluate": "measure a trained run on a split: CONFIG --workdir W --split test",
+    "watch": "show how runs are doing, while they run: W...",
     "report": "compare runs with each other and with their teacher: W...",
 }
 
