@@ -106,6 +106,7 @@ HEAVY = {
         "evaluation.plots",
         "evaluation.plot_layout",
         "evaluation.plots_cost",
+        "evaluation.plots_speed",
         "evaluation.report",
     },
     "jinja2": {"evaluation.report", "data.text"},
