@@ -6,7 +6,10 @@
 `checkpoints`: the same run, of this file's `config`, with an asynchronous, verified
 checkpoint every 50 steps and without any, in turn, several times. A rate is of the
 steps 51 to 251 by the run's own clock, which four checkpoints fall into; what is
-compared is the ratio within a round, so that a busy machine slows both.
+compared is the ratio within a round, so that a busy machine slows both. `cpu_ratio` is
+the same of the seconds of CPU that whole runs take: the devices are the CPU here, and
+all work for a checkpoint is taken from the steps. `load_before` is the load of the
+machine by others: with any, both ratios vary by more than a checkpoint costs.
 
 `restart`: the command line in processes of its own, from the start of the process to
 the end of its first step: a first start that compiles all, a first start with a warm
@@ -73,15 +76,18 @@ def config(seed: int = 0) -> Config:
     )
 
 
-def rate(made: Config, programs: Programs) -> tuple[float, dict[str, float]]:
-    """Examples per second of the steps 51 to 250, and the shares of the last window."""
+def rate(made: Config, programs: Programs) -> tuple[float, float, dict[str, float]]:
+    """Examples per second of steps 51 to 250, and per second of CPU; last shares."""
     with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
         train(made, folder, programs=programs)
+        cpu = time.process_time() - start
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     records = {r["step"]: r for r in map(json.loads, lines)}
     seconds = records[STEPS - 1]["seconds"] - records[EVERY]["seconds"]
     shares = {k: x for k, x in records[STEPS - 1].items() if k.startswith("share_")}
-    return (STEPS - 1 - EVERY) * made.loader.batch_size / seconds, shares
+    size = made.loader.batch_size
+    return (STEPS - 1 - EVERY) * size / seconds, STEPS * size / cpu, shares
 
 
 def checkpoints(rounds: int) -> dict[str, Any]:
@@ -91,14 +97,17 @@ def checkpoints(rounds: int) -> dict[str, Any]:
     made = load_experiment(Path(__file__)).config(0)
     cases = {"with": made, "without": replace(made, checkpoint_every_steps=NEVER)}
     found: dict[str, list[float]] = {name: [] for name in cases}
+    by_cpu: dict[str, list[float]] = {name: [] for name in cases}
     shares: dict[str, float] = {}
     rate(cases["without"], programs)  # compiles
     for round_ in range(rounds):
         for name in cases if round_ % 2 else reversed(cases):
-            examples_per_second, seen = rate(cases[name], programs)
+            examples_per_second, per_cpu_second, seen = rate(cases[name], programs)
             found[name].append(examples_per_second)
+            by_cpu[name].append(per_cpu_second)
             shares = seen if name == "with" else shares
     ratios = [a / b for a, b in zip(found["with"], found["without"], strict=True)]
+    cpu_ratios = [a / b for a, b in zip(by_cpu["with"], by_cpu["without"], strict=True)]
     step = made.loader.batch_size / statistics.median(found["without"])
     return {
         "every_steps": EVERY,
@@ -106,6 +115,8 @@ def checkpoints(rounds: int) -> dict[str, Any]:
         "examples_per_second": found,
         "ratios": ratios,
         "ratio": statistics.median(ratios),
+        "cpu_ratios": cpu_ratios,
+        "cpu_ratio": statistics.median(cpu_ratios),
         "shares": shares,
     }
 

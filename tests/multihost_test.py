@@ -157,7 +157,7 @@ def test_two_processes_fall_back_together_and_save_by_one_clock(alone, tmp_path)
     newest = workdir / "checkpoints" / "20"
     path = max(newest.rglob("d/*"), key=lambda p: p.stat().st_size)
     path.write_bytes(path.read_bytes()[:-1])
-    words = ["--steps=25", "--checkpoint-every-steps=100", "--keep-last=9"]
+    words = ["--steps=25", "--checkpoint-every-steps=100", "--keep-last=99"]
     outputs = run(2, workdir, *words, "--checkpoint-every-secs=1e-6")
     assert "the checkpoint of step 20 must be complete" in outputs[0]
     assert "Going on from that of step 15" in outputs[0]
