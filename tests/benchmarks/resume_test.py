@@ -1,4 +1,4 @@
-"""The committed measurements of checkpoints and restarts keep the limits set for them."""
+"""The committed measurements of checkpoints and restarts keep their limits."""
 
 from __future__ import annotations
 
