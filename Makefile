@@ -55,6 +55,7 @@ bench: $(VENV)/.test-installed  ## Time the step and the fused loss against plai
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/teacher.py
 	$(BIN)/python benchmarks/lm.py
+	$(BIN)/python benchmarks/resume.py
 
 parity: $(VENV)/.demo-installed  ## Compare the losses with those of torch, torchdistill and TRL
 	$(BIN)/python benchmarks/parity.py --env $(VENV)-peers

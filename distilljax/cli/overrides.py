@@ -92,6 +92,13 @@ def make_parser(
     several.add_argument(
         "--process-id", type=int, metavar="I", help="which of them this is, from 0"
     )
+    several.add_argument(
+        "--connect-timeout-secs",
+        type=int,
+        default=300,
+        metavar="S",
+        help="how long to wait for the others (default: 300)",
+    )
     return parser
 
 
