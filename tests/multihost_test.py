@@ -214,6 +214,37 @@ def test_sigterm_to_one_of_two_saves_the_same_step_on_both(tmp_path):
         assert f"stopped and saved at step {step} of 100000" in processes.outputs[0]
 
 
+@pytest.mark.parametrize("killed", [1, 0])
+def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(
+    killed, alone, tmp_path
+):
+    """In bounded time, with words; and nothing that was saved is lost."""
+    words = ["--steps=30", "--keep-last=9", "--peer-timeout-secs=8"]
+    with Processes(2, tmp_path, *words) as processes:
+        processes.until(lambda: "step 11/" in processes.outputs[0])
+        start = time.monotonic()
+        processes.running[killed].kill()
+        other = processes.running[1 - killed]
+        assert other.wait(timeout=60) != 0, processes.outputs
+        assert time.monotonic() - start < 45
+    if killed == 1:  # of process 0's end the runtime itself may speak first
+        assert "process 1 of 2 must answer within 8 s" in processes.outputs[0]
+        assert "--peer-timeout-secs" in processes.outputs[0]
+    if killed == 1:
+        run(2, tmp_path, "--steps=30", "--keep-last=9")
+        assert_close(alone, tmp_path, 30)
+
+
+def test_four_processes_learn_what_one_learns_and_two_go_on(alone, tmp_path):
+    outputs = run(4, tmp_path, "--steps=20")
+    assert_close(alone, tmp_path, 20)
+    assert "test accuracy" in outputs[0]
+    assert not any("accuracy" in output for output in outputs[1:])
+    outputs = run(2, tmp_path, "--steps=30")
+    assert "step 21/30" in outputs[0]
+    assert_close(alone, tmp_path, 30)
+
+
 def test_an_error_of_the_folder_ends_both(together):
     """Process 0 refuses; the other must not wait for it."""
     workdir, _ = together

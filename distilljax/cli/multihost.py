@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -9,6 +10,7 @@ from argparse import Namespace
 from typing import NoReturn
 
 from distilljax._checks import fail
+from distilljax.cli.peers import Peers
 
 
 def initialize(args: Namespace) -> None:
@@ -30,9 +32,12 @@ def initialize(args: Namespace) -> None:
             )
         return
     import jax
+    from jax._src import distributed  # its store has no public name
 
     seconds = args.connect_timeout_secs
     options = {**given, "initialization_timeout": seconds + 60}
+    # `Peers` says which process is gone, before JAX aborts with a page of C++
+    options["heartbeat_timeout_seconds"] = 100 + 3 * args.peer_timeout_secs
     if None not in given.values():
         # else SLURM's environment would leave a process one GPU of its node
         options["cluster_detection_method"] = "deactivate"
@@ -45,6 +50,15 @@ def initialize(args: Namespace) -> None:
         jax.distributed.initialize(**options)
     finally:
         deadline.cancel()
+    if jax.process_count() > 1:
+        peers = Peers(
+            distributed.global_state.client,
+            jax.process_index(),
+            jax.process_count(),
+            args.peer_timeout_secs,
+        )
+        peers.start()
+        atexit.register(peers.leave)
 
 
 def _give_up(args: Namespace) -> NoReturn:

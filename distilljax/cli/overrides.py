@@ -99,6 +99,13 @@ def make_parser(
         metavar="S",
         help="how long to wait for the others (default: 300)",
     )
+    several.add_argument(
+        "--peer-timeout-secs",
+        type=int,
+        default=60,
+        metavar="S",
+        help="end this process when another is silent for so long (default: 60)",
+    )
     return parser
 
 
