@@ -35,7 +35,14 @@ SHORT += ["--checkpoint-every-steps=5", "--eval-every-steps=10"]
 class Processes:
     """``distilljax train`` in one or more processes; ended whatever happens."""
 
-    def __init__(self, count: int, workdir: Path, *words: str, config: str = DIGITS):
+    def __init__(
+        self,
+        count: int,
+        workdir: Path,
+        *words: str,
+        config: str = DIGITS,
+        verb: str = "train",
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -43,7 +50,7 @@ class Processes:
         self.running = []
         self._readers = []
         for i in range(count):
-            command = [sys.executable, "-m", "distilljax", "train", config, *SHORT]
+            command = [sys.executable, "-m", "distilljax", verb, config, *SHORT]
             command += ["--workdir", str(workdir), *words]
             if count > 1:
                 command += ["--multihost", "--coordinator", f"127.0.0.1:{port}"]
@@ -91,8 +98,8 @@ class Processes:
         return [p.returncode for p in self.running]
 
 
-def run(count: int, workdir: Path, *words: str, config: str = DIGITS) -> list[str]:
-    with Processes(count, workdir, *words, config=config) as processes:
+def run(count: int, workdir: Path, *words: str, **options: str) -> list[str]:
+    with Processes(count, workdir, *words, **options) as processes:
         assert processes.codes() == [0] * count, processes.outputs
         return processes.outputs
 
@@ -254,3 +261,13 @@ def test_an_error_of_the_folder_ends_both(together):
         assert "optimizer.b1: 0.9 -> 0.5" in processes.outputs[0]
         assert "process 0" in processes.outputs[1]
     assert (workdir / "config.json").read_bytes() == before
+
+
+def test_two_processes_evaluate_as_one_and_the_first_speaks(together):
+    workdir, _ = together
+    words = ["--split", "test"]
+    outputs = run(2, workdir, *words, "--steps=20", verb="evaluate")
+    results = json.loads((workdir / "results.json").read_text())
+    accuracy = f"{results['student']['accuracy']:.4f}"
+    assert accuracy[:5] in outputs[0], outputs
+    assert accuracy[:5] not in outputs[1]

@@ -86,10 +86,10 @@ class Peers(threading.Thread):
 
     def _end(self, other: int, got: str) -> None:
         print(
-            f"error: distilljax: process {other} of {len(self._seen) + 1} must answer "
-            f"within {self._timeout:.0f} s, got {got}. It was killed, or its machine is "
-            "gone, and this process ends too. The same command, on all machines, goes "
-            "on from the last checkpoint; --peer-timeout-secs waits longer.",
+            f"error: distilljax: process {other} of {len(self._seen) + 1} must "
+            f"answer within {self._timeout:.0f} s, got {got}. It was killed, or its "
+            "machine is gone, and this process ends too. The same command everywhere "
+            "goes on from the last checkpoint; --peer-timeout-secs waits longer.",
             file=sys.stderr,
             flush=True,
         )

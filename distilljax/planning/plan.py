@@ -276,9 +276,9 @@ def _needs(message: str, arguments: int) -> tuple[int | None, int | None]:
     Example:
       >>> _needs("Ran out of memory in memory space hbm. Used 3.00G of 2.00G hbm.", 0)
       (3221225472, 2147483648)
-      >>> _needs("memory required for HLO temporaries (28.71G) exceeds available HBM "
-      ...        "(15.75G).", 2**30)[0] / 2**30
-      29.71
+      >>> _needs("memory required for HLO temporaries (3.00G) exceeds available HBM "
+      ...        "(2.00G).", 2**30)
+      (4294967296, 2147483648)
     """
     size = r"([\d.]+)([KMGT]?)"
     for pattern, more in (
