@@ -75,6 +75,12 @@ def make_parser(
     )
     if not (workdir if processes is None else processes):
         return parser
+    _add_processes(parser)
+    return parser
+
+
+def _add_processes(parser: ArgumentParser) -> None:
+    """The flags of a command that may be one of several processes."""
     several = parser.add_argument_group("several processes (TPU slices, GPU nodes)")
     several.add_argument(
         "--multihost",
@@ -106,7 +112,6 @@ def make_parser(
         metavar="S",
         help="end this process when another is silent for so long (default: 60)",
     )
-    return parser
 
 
 def parse(

@@ -128,6 +128,7 @@ def test_a_plan_is_said_printed_and_drawn(here):
     assert "http" not in drawn  # it needs no other file
 
 
+@pytest.mark.slow
 def test_a_streamed_teacher_is_a_program_of_its_own():
     teacher = students.Untrained(replace(SMALL, num_layers=4))
     config = language_model(
@@ -149,6 +150,7 @@ def test_a_streamed_teacher_is_a_program_of_its_own():
     assert step["batch"] == 2 * 64 * (4 * 4 + 1) + 2 * 64 * 32 * 4
 
 
+@pytest.mark.slow
 def test_a_search_ranks_what_it_compiled(here):
     config = language_model()
     said = []
@@ -200,6 +202,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_any_compilation():
         plan(language_model(loader=data.Loader(batch_size=6)))
 
 
+@pytest.mark.slow
 def test_pretrained_models_are_planned_without_their_files():
     named = students.Pretrained("nobody/has-this", scan=True, shape=SMALL)
     config = language_model(student=students.Copied(named), teacher=named)
