@@ -18,12 +18,14 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+from flax import nnx
 
 from distilljax.config import Config, load_experiment
 from distilljax.data import Loader
@@ -162,21 +164,23 @@ def facts(case: Case, made: Plan) -> dict[str, Any]:
     square = [x for x in arrays if sum(n == case.context for n in x.dims) > 1]
     gathered = [c for c in step.sent if c.kind == "all-gather"]
     largest = max((s for c in gathered for s in c.shapes), key=lambda s: s.size)
-    whole = min(_largest_kernel(shape) for shape in shapes[:1])
     return {
         # where a width equals the context, [time, width] looks the same
         "time_time": None if case.context in sizes else _some(square),
         "tokens_vocabulary": _some(
             x for x in arrays if classes & set(x.dims) and x.size >= logits
         ),
+        # the loss gathers kernels, by name, and nothing else
         "gathered_logits": _some(
             s
             for c in gathered
             for s in c.shapes
-            if classes & set(s.dims) and "shard_map/all_gather" not in c.op_name
+            if classes & set(s.dims)
+            and "fused_loss" in c.op_name
+            and "shard_map/all_gather" not in c.op_name
         ),
         "largest_gather": str(largest),
-        "largest_gather_of_layer": largest.size / whole,
+        "largest_gather_of_teacher": largest.size / num_parameters(shapes[0]),
     }
 
 
@@ -192,8 +196,10 @@ def _some(shapes: Any) -> list[str]:
     return sorted({str(shape) for shape in shapes})[:5]
 
 
-def _largest_kernel(shape: Any) -> int:
-    return shape.num_layers * shape.width * shape.ffn_width
+def num_parameters(shape: Any) -> int:
+    """Of a model, counted from its shapes."""
+    model = nnx.eval_shape(lambda: shape(nnx.Rngs(0)))
+    return sum(prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def write_page(cases: dict[str, Any]) -> None:

@@ -91,6 +91,11 @@ def _donated(program: Program) -> set[int]:
     return {int(n) for n in re.findall(r"\{(\d*)\}: \(", header[1]) if n} or {0}
 
 
+def _kind(shape: Shape) -> tuple[str, tuple[int, ...]]:
+    """Type and axes, but for those of size 1: they say nothing of where values lie."""
+    return shape.dtype, tuple(size for size in shape.dims if size > 1)
+
+
 @dataclass
 class _Buffer:
     live: Live
@@ -149,15 +154,15 @@ class _Walk:
     ) -> int:
         """Bytes of what an instruction reads last, and may write its result over."""
         free = [
-            str(buffers[number].live.shape)
+            _kind(buffers[number].live.shape)
             for number in ends.get(at, ())
             if number in now and number not in new
         ]
         total = 0
         for number in new:
             buffer = buffers[number]
-            if buffer.in_place and (shape := str(buffer.live.shape)) in free:
-                free.remove(shape)
+            if buffer.in_place and (kind := _kind(buffer.live.shape)) in free:
+                free.remove(kind)
                 total += buffer.live.nbytes
         return total
 

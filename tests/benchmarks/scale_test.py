@@ -61,7 +61,7 @@ def test_each_recipe_was_looked_at_where_a_width_is_not_the_context():
 
 @pytest.mark.parametrize("name", FUSED)
 def test_no_kernel_of_the_teacher_is_gathered_for_all_layers(name):
-    assert FUSED[name]["facts"]["largest_gather_of_layer"] < 0.1
+    assert FUSED[name]["facts"]["largest_gather_of_teacher"] < 0.05
 
 
 @pytest.mark.parametrize("name", FUSED)
