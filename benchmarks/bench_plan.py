@@ -84,7 +84,7 @@ def _run(config: str, workdir: str, options: str = "") -> Need:
 GPU = Need(
     lambda place: place.platform in ("gpu", "cuda", "rocm"),
     "JAX finds no GPU",
-    'pip install "jax[cuda13]", on a machine that has one',
+    'pip install "distilljax[cuda]"',
 )
 LIBTPU = Need(
     lambda place: importlib.util.find_spec("libtpu") is not None,
@@ -137,7 +137,8 @@ BENCHMARKS = (
         "hand-written JAX step and PyTorch with Liger: time, MFU, peak memory.",
         "lm_gpu.json",
         Form(OUT, 15, (GPU,), ((TORCH, ("--peers", "{peers}")),)),
-        Form(("--trace", *OUT), 1),
+        Form(("--small", "--rounds", "2", *OUT), 2,
+             peers=((TORCH, ("--peers", "{peers}")),)),
     ),
     Benchmark(
         "teacher", "teacher.py",
