@@ -104,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (not args.only or b.name in args.only) and b.name not in args.skip
     ]
     facts = facts_of_here()
-    place = Place(facts["machine"]["platform"], args.assets.resolve(),
-                  args.runs.resolve(), args.peers.absolute(),
-                  args.tunix.absolute())  # fmt: skip
+    platform = facts["machine"]["platform"]
+    peers, tunix = args.peers.absolute(), args.tunix.absolute()
+    place = Place(platform, peers=peers, tunix=tunix)
     logs = LOGS / "quick" if args.quick else LOGS
     results = logs if args.quick else RESULTS
     session = Session(place, args.quick, logs, results, facts)
@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(line for b in chosen for line in listed(session, b)))
         return 0
     logs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     outcomes = run_all(session, chosen, args.again)
     page = logs / "benchmarks.md" if args.quick else PAGE
     write_page(results, page)
@@ -141,8 +142,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="run nothing")
     add("--page", action="store_true", help="run nothing, and write the page")
     add("--again", action="store_true", help="what was measured today too")
-    add("--assets", type=Path, default=place.assets, help="fetched data")
-    add("--runs", type=Path, default=place.runs, help="folder of all runs")
     add("--peers", type=Path, default=place.peers, help="environment with PyTorch")
     add("--tunix", type=Path, default=place.tunix, help="environment with Tunix")
     return parser.parse_args(argv)
@@ -292,4 +291,7 @@ def write_page(results: Path, page: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: the same command goes on from here")

@@ -14,18 +14,18 @@ INTRODUCTION = """\
 # Benchmarks
 
 Every benchmark of the project, made by `benchmarks/bench.py` from the files of
-`benchmarks/results`; a test fails if they disagree. Goals were set before; what is
-missed is marked.
+`benchmarks/results`; a test fails if they disagree. A goal was set before the first
+measurement, or is held by a test since; what is missed is marked.
 
 ```bash
 make bench
-python benchmarks/bench.py --quick
+make bench QUICK=1
 python benchmarks/bench.py --list
 python benchmarks/bench.py --only step,lm
 python benchmarks/bench.py --page
 ```
 
-`make bench` runs all that the machine can run, for hours; `--quick` runs small forms of
+`make bench` runs all that the machine can run, for hours; `QUICK=1` runs small forms of
 them, in minutes, whose numbers are not kept here. What cannot run is skipped, with the
 reason and the command that would change it; `--list` says so beforehand. A benchmark
 that was run today on the same machine, versions and sources is not run again.
@@ -76,6 +76,7 @@ def render(benchmarks: Sequence[Benchmark], results: Path) -> str:
         beside_plain(rows),
         BESIDE_OTHERS,
         beside_others(found.get("lm")),
+        on_a_gpu(found.get("lm_gpu")),
         *(section(b, found.get(b.name), rows.get(b.name, [])) for b in benchmarks),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -147,6 +148,29 @@ def beside_others(found: Found | None) -> str:
     )
 
 
+def on_a_gpu(found: Found | None) -> str:
+    """Every variant of every pair."""
+    if found is None:
+        return (
+            "At real sizes on a GPU, against a hand-written JAX step and PyTorch with "
+            "Liger: **not run**, see [lm_gpu](#lm_gpu)."
+        )
+    lines = []
+    for name, pair in found["pairs"].items():
+        for who, case in pair["variants"].items():
+            start = (f"{name}: {NAMES.get(who, who)}", case.get("version", ""))
+            if "error" in case:
+                lines.append((*start, case["error"], "", "", ""))
+                continue
+            mfu = "" if case["mfu"] is None else f"{case['mfu']:.2f}"
+            lines.append((
+                *start, f"{1000 * case['seconds']:,.0f} ms",
+                f"{case['tokens_per_second']:,}", mfu, megabytes(case["peak_bytes"]),
+            ))  # fmt: skip
+    head = ("", "version", "step", "tokens per second", "MFU", "peak memory")
+    return f"At real sizes, in bfloat16. {place(found)}\n\n{table(head, lines)}"
+
+
 def section(benchmark: Benchmark, found: Found | None, rows: list[Row]) -> str:
     """One benchmark: what, how, where, and all its numbers."""
     command = f"python benchmarks/bench.py --only {benchmark.name}"
@@ -154,19 +178,22 @@ def section(benchmark: Benchmark, found: Found | None, rows: list[Row]) -> str:
     if found is None:
         needs = [f"{need.reason}: `{need.command}`" for need in benchmark.full.needs]
         lacks = "".join(f"\n- {word}" for word in needs)
-        why = "\n\nIt is skipped where one of these holds:\n" + lacks if lacks else ""
-        return "\n\n".join([*parts, f"**Not run.** `{command}` runs it.{why}"])
+        why = "\n\nIt is skipped as long as:\n" + lacks if lacks else ""
+        word = f"**Not run.** `{command}` runs it."
+        if benchmark.quick is not None and not benchmark.quick.needs and lacks:
+            word += f" `{command} --quick` runs a small form of it anywhere."
+        return "\n\n".join([*parts, word + why])
     parts.append(f"`{command}`, `benchmarks/{benchmark.script}`. {place(found)}")
-    if benchmark.name == "proofs":
-        parts.append(claims(found))
-    numbers = [(r.what, r.value, r.goal, verdict(r)) for r in rows]
-    return "\n\n".join([*parts, table(("", "measured", "goal", ""), numbers)])
-
-
-def claims(found: Found) -> str:
-    """How many claims there are; each is judged on a page of its own."""
-    count = sum(len(case["claims"]) for case in found["experiments"].values())
-    return f"{count} claims are judged in [proofs](proofs.md); these are the bounds."
+    if benchmark.page:
+        parts.append(
+            f"More of it is in [{Path(benchmark.page).stem}]({benchmark.page})."
+        )
+    if any(r.plain for r in rows):
+        parts.append("Its ratios are [above](#beside-hand-written-jax).")
+    numbers = [(r.what, r.value, r.goal, verdict(r)) for r in rows if not r.plain]
+    if numbers:
+        parts.append(table(("", "measured", "goal", ""), numbers))
+    return "\n\n".join(parts)
 
 
 def dates(found: Found) -> str:

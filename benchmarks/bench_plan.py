@@ -65,6 +65,8 @@ class Benchmark:
     full: Form
     quick: Form | None = None
     """A small form, whose numbers are not for publication."""
+    page: str = ""
+    """A page of docs that says more."""
 
 
 def _file(field: str, path: str, reason: str, command: str) -> Need:
@@ -107,6 +109,7 @@ BENCHMARKS = (
         "step.json",
         Form(OUT, 3),
         Form(("--rounds", "2", "--steps", "12", *OUT), 1.5),
+        page="distill.md",
     ),
     Benchmark(
         "loss", "loss.py",
@@ -115,6 +118,7 @@ BENCHMARKS = (
         "loss.json",
         Form(OUT, 5),
         Form(("--rounds", "1", *OUT), 2),
+        page="fused.md",
     ),
     Benchmark(
         "loss_plan", "loss.py",
@@ -122,6 +126,7 @@ BENCHMARKS = (
         "chip of a TPU.",
         "loss_plan.json",
         Form(("--plan", "v5e:4x4", "v5p:4x4x4", *OUT), 5, (LIBTPU,)),
+        page="fused.md",
     ),
     Benchmark(
         "lm", "lm.py",
@@ -130,6 +135,7 @@ BENCHMARKS = (
         "lm.json",
         Form(OUT, 20, peers=WITH_PEERS),
         Form(("--small", "--rounds", "1", "--steps", "4", *OUT), 2, peers=WITH_PEERS),
+        page="language_models.md",
     ),
     Benchmark(
         "lm_gpu", "lm_gpu.py",
@@ -147,6 +153,7 @@ BENCHMARKS = (
         "teacher.json",
         Form(OUT, 2),
         Form(OUT, 2),
+        page="teacher.md",
     ),
     Benchmark(
         "store", "store.py",
@@ -156,12 +163,14 @@ BENCHMARKS = (
         Form(OUT, 10),
         Form(("--rounds", "1", "--seeds", "1", "--rows", "2", *OUT), 1,
              script="store_coding.py"),
+        page="teacher.md",
     ),
     Benchmark(
         "sparse_targets", "sparse_targets.py",
         "What a student learns from each form of a teacher's signal.",
         "sparse_targets.json",
         Form(OUT, 5),
+        page="sparse_targets.md",
     ),
     Benchmark(
         "resume", "resume.py",
@@ -177,6 +186,7 @@ BENCHMARKS = (
         "memory, what is sent, and a roofline.",
         "scale.json",
         Form((), 240, (LIBTPU,)),
+        page="scale.md",
     ),
     Benchmark(
         "parity", "parity.py",
@@ -184,6 +194,7 @@ BENCHMARKS = (
         "gradients.",
         "parity.json",
         Form(("--env", "{parity}"), 5),
+        page="parity.md",
     ),
     Benchmark(
         "proofs", "proofs.py",
@@ -197,6 +208,7 @@ BENCHMARKS = (
                 _asset("fashion_mnist", "deb/usr/share/datasets/fashion-mnist"),
             ),
         ),
+        page="proofs.md",
     ),
     Benchmark(
         "encoders", "encoders.py",
@@ -214,6 +226,7 @@ BENCHMARKS = (
                 _run("text/supersense", "text/supersense", " --seeds 0"),
             ),
         ),
+        page="embedding.md",
     ),
     Benchmark(
         "smollm2_austen", "smollm2_austen.py",
@@ -221,5 +234,6 @@ BENCHMARKS = (
         "smollm2_austen.json",
         Form(("{runs}/lm/austen",), 1,
              (_run("lm/smollm2_austen", "lm/austen", " --seeds 0"),)),
+        page="language_models.md",
     ),
 )  # fmt: skip

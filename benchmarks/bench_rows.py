@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -134,25 +135,20 @@ def settings(found: Found) -> Iterable[tuple[str, Found]]:
 
 
 def lm_gpu(found: Found) -> Iterable[Row]:
-    """Ours, for each pair of models."""
+    """Ours, for each pair of models; the others are in `peers`."""
     for name, pair in found["pairs"].items():
-        for who in ("ours", "plain", "liger"):
-            case = pair["variants"].get(who)
-            if case is None:
-                continue
-            if "error" in case:
-                yield Row(f"{name}, {who}", case["error"])
-                continue
-            beside = pair["variants"]["plain"]
-            if who != "plain" and "error" not in beside:
-                time, peak = (
-                    case[key] / beside[key] for key in ("seconds", "peak_bytes")
+        ours, beside = (pair["variants"][who] for who in ("ours", "plain"))
+        if "error" in ours:
+            yield Row(name, ours["error"])
+            continue
+        for key, what in (("seconds", "time"), ("peak_bytes", "peak memory")):
+            if "error" in beside:
+                yield Row(
+                    f"{name}: {what}", "hand-written JAX does not run", plain=True
                 )
-                yield row(f"{name}, {who}: time", time, plain=True)
-                yield row(f"{name}, {who}: peak memory", peak, plain=True)
-            if case["mfu"] is not None:
-                yield row(f"{name}, {who}: MFU", case["mfu"])
-            yield Row(f"{name}, {who}: peak memory", megabytes(case["peak_bytes"]))
+            else:
+                yield row(f"{name}: {what}", ours[key] / beside[key], plain=True)
+        yield row(f"{name}: tokens per second", ours["tokens_per_second"], "{:,}")
 
 
 def teacher(found: Found) -> Iterable[Row]:
@@ -248,8 +244,12 @@ def parity(found: Found) -> Iterable[Row]:
 
 
 def proofs(found: Found) -> Iterable[Row]:
-    """Bounds that were set before, and claims by experiment."""
-    for name, case in found["experiments"].items():
+    """Claims by verdict, and the bounds that were set before."""
+    experiments = found["experiments"]
+    verdicts = [c["verdict"] for case in experiments.values() for c in case["claims"]]
+    for verdict, count in Counter(verdicts).most_common():
+        yield row(f'claims judged "{verdict}"', count, "{}")
+    for name, case in experiments.items():
         for bound in case["bounds"]:
             most, least = bound["at_most"], bound["at_least"]
             what = f"{name}: {bound['text']}"

@@ -164,9 +164,7 @@ def main() -> None:
         found["traced_only"] = traced()
         found["pairs"] = {"small": compare("small", args)}
     elif found["machine"]["platform"] == "cpu":
-        parser.error(
-            "JAX finds no accelerator: --small runs tiny models"
-        )
+        parser.error("JAX finds no accelerator: --small runs tiny models")
     else:
         names = PAIRS if args.pair is None else [args.pair]
         found["pairs"] = {name: compare(name, args) for name in names}
