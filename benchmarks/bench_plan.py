@@ -134,7 +134,7 @@ BENCHMARKS = (
         "packages with the same weights; loading a checkpoint; a whole `train`.",
         "lm.json",
         Form(OUT, 20, peers=WITH_PEERS),
-        Form(("--small", "--rounds", "1", "--steps", "4", *OUT), 2, peers=WITH_PEERS),
+        Form(("--small", "--rounds", "1", "--steps", "4", *OUT), 4, peers=WITH_PEERS),
         page="language_models.md",
     ),
     Benchmark(

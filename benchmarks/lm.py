@@ -154,8 +154,9 @@ def measure(args: Any) -> dict[str, Any]:
         "huge_pages": compare("vocabulary", HUGE_PAGES, args, FEW),
     }
     found["body"] = {"stock": compare("body", {}, args, FEW)}
-    found["loading"] = lm_whole.loading({**os.environ, **environment()})
-    found["whole_run"] = lm_whole.whole_run(args.steps, 3)
+    env = {**os.environ, **environment()}
+    found["loading"] = lm_whole.loading(env, args.small)
+    found["whole_run"] = lm_whole.whole_run(args.steps, 1 if args.small else 3)
     found["load_average"] = {"before": before, "after": os.getloadavg()}
     return found
 

@@ -265,11 +265,12 @@ def model_flops(pair: Pair) -> int:
 def ready_step(name: str, pair: Pair) -> tuple[Callable[[], float], dict[str, Any]]:
     """A function that makes one step after the other, and what is known of it."""
     student, teacher = filled(pair.student, "student"), filled(pair.teacher, "teacher")
+    step: Any
     step, init, frozen = STEPS[name](pair, student, teacher)
     held_ = [init()]
     del student, teacher
     batch = {"tokens": jnp.asarray(tokens_of(pair), jnp.int32)}
-    compiled: Any = step.lower(held_[0], frozen, batch).compile()
+    compiled = step.lower(held_[0], frozen, batch).compile()
     memory = compiled.memory_analysis()
     program = (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
