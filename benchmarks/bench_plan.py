@@ -179,6 +179,7 @@ BENCHMARKS = (
         "resume.json",
         Form(OUT, 8),
         Form(("--rounds", "1", *OUT), 2),
+        page="operate.md",
     ),
     Benchmark(
         "scale", "scale.py",

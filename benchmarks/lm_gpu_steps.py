@@ -14,9 +14,9 @@ import optax
 from flax import nnx
 
 from distilljax import make_distill_step, objectives
+from distilljax.chips import chip_of
 from distilljax.evaluation.flops import count_flops
 from distilljax.models import DecoderConfig
-from distilljax.planning.chips import chip_of
 
 TX = optax.adamw(1e-4, weight_decay=1e-4)
 PERIOD = 1_048_573
@@ -293,5 +293,5 @@ def device_peak() -> dict[str, int]:
 
 def peak_flops() -> float | None:
     """Of the device, in bfloat16; None if it is in no table."""
-    chip = chip_of(jax.devices()[0])
+    chip = chip_of(jax.devices()[0].device_kind)
     return None if chip is None else chip.peak_flops

@@ -3,7 +3,9 @@
 The only module that knows Orbax. A checkpoint is the pytree of `DistillState`, written
 by all processes, each its shards; and its meta, JSON: the position in the data, the
 fingerprint of the teacher, versions. Writing is asynchronous; a checkpoint appears
-under its final name only when it is complete.
+under its final name only when it is complete. Then process 0 reads it back, and writes
+down what its files are: of a newest one that is damaged, a run goes on from the one
+before.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import signal
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from distilljax._checks import fail
+from distilljax.manifests import damage, write_manifest
+from distilljax.together import agreed
 from distilljax.typing import path_of
 
 Meta = dict[str, Any]
@@ -53,6 +57,10 @@ class Checkpoints:
         self._select = select
         self._read_only = read_only
         self._sign = 1.0 if mode == "max" else -1.0
+        self._verifying: threading.Thread | None = None
+        self._failure: tuple[int, Exception] | None = None
+        if not read_only and jax.process_index() == 0:
+            _check_writable(self._directory)
         keep: Any = ocp.training.preservation_policies
         decide: Any = ocp.training.save_decision_policies
         best = keep.BestN(
@@ -87,9 +95,15 @@ class Checkpoints:
         return self._best is None or self._rank({**numbers, "step": step}) > self._best
 
     def save(
-        self, step: int, state: Any, meta: Meta, numbers: Numbers | None = None
+        self,
+        step: int,
+        state: Any,
+        meta: Meta,
+        numbers: Numbers | None = None,
+        *,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start writing a checkpoint.
+        """Start writing a checkpoint, when the one before is written and verified.
 
         The arrays may be donated as soon as this returns: while memory of a device is
         borrowed for writing (on CPU), XLA gives the next step another buffer.
@@ -99,13 +113,61 @@ class Checkpoints:
           state: A pytree of arrays.
           meta: Whatever else is to be restored, as JSON.
           numbers: Measures on the validation split, if this checkpoint may be selected.
+          then: Called by another thread when it is written and verified.
         """
+        self._join()
         metrics = None if numbers is None else {**numbers, "step": step}
         if self.improves(step, numbers):
             self._best = self._rank({**(numbers or {}), "step": step})
-        self._checkpointer.save_checkpointables_async(
-            step, {"state": state}, metrics=metrics, custom_metadata=meta
+        try:
+            written = self._checkpointer.save_checkpointables_async(
+                step, {"state": state}, metrics=metrics, custom_metadata=meta
+            )
+        except OSError as error:
+            self._not_written(step, error)
+        arrays = _shapes_of(jax.tree.map(_as_written, state))
+        self._verifying = threading.Thread(
+            target=self._verify, args=(step, written, arrays, then), daemon=True
         )
+        self._verifying.start()
+
+    def _verify(
+        self, step: int, written: Any, arrays: Any, then: Callable[[], None]
+    ) -> None:
+        """Read a checkpoint back when it is complete; in a thread of its own."""
+        try:
+            written.result()
+            if jax.process_index() == 0:
+                folder = self._directory / str(step)
+                found = ocp.checkpointables_metadata(str(folder))
+                if _shapes_of(found.metadata["state"]) != arrays:
+                    raise _UnlikeError("one of other arrays than were written")
+                write_manifest(folder)
+            then()
+        # whatever it is, it is raised where the loop will see it
+        except Exception as error:  # noqa: BLE001
+            self._failure = step, error
+
+    def _join(self) -> None:
+        """Wait until the last checkpoint is verified; raise if it is not good."""
+        if self._verifying is not None:
+            self._verifying.join()
+            self._verifying = None
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            (step, error), self._failure = self._failure, None
+            self._not_written(step, error)
+
+    def _not_written(self, step: int, error: Exception) -> NoReturn:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"Checkpoints: the checkpoint {self._directory / str(step)} must be "
+            f"written, and be readable after that, got an error: {reason}. Make room, "
+            "or see that the folder can be written: the same command goes on from the "
+            "checkpoint before."
+        ) from error
 
     def latest(self) -> int | None:
         """The newest step on disk, or None."""
@@ -121,6 +183,60 @@ class Checkpoints:
         latest = self.latest()
         return None if latest is None else (latest, None)
 
+    def steps(self) -> list[int]:
+        """The steps on disk, the newest first."""
+        return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+
+    def restore_newest(self, like: Any) -> tuple[int, Any, Meta] | None:
+        """Step, state and meta of the newest checkpoint that is whole; None if none is.
+
+        Newer ones that are damaged are set aside, in a folder beside this one, and it
+        is said so. If all are damaged, nothing is touched.
+
+        Args:
+          like: As for `restore`.
+        """
+        damaged: dict[int, _DamagedError] = {}
+        for step in self.steps():
+            try:
+                state, meta = self._load(step, like)
+            except _DamagedError as error:
+                # the others of several processes may have read theirs
+                if jax.process_count() > 1 and not error.agreed:
+                    break
+                damaged[step] = error
+            except _UnlikeError:
+                break
+            else:
+                self._set_aside(damaged, step)
+                return step, state, meta
+        newest = self.latest()
+        return None if newest is None else (newest, *self.restore(newest, like))
+
+    def _set_aside(self, damaged: Mapping[int, Exception], good: int) -> None:
+        aside = self._directory.with_name(f"{self._directory.name}.damaged")
+        for step, error in damaged.items():
+            if jax.process_index() != 0:
+                continue
+            note = (
+                f"note: the checkpoint of step {step} must be complete, got {error}. "
+                f"Going on from that of step {good}"
+            )
+            if not self._read_only:
+                aside.mkdir(exist_ok=True)
+                taken = itertools.count(1)
+                target = aside / str(step)
+                while target.exists():
+                    target = aside / f"{step}.{next(taken)}"
+                (self._directory / str(step)).replace(target)
+                note += f"; the damaged one is now {target}"
+            print(f"{note}.", file=sys.stderr, flush=True)
+        if damaged and not self._read_only:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            self._checkpointer.reload()
+            self._best = max(self._ranks(), default=None)
+
     def restore(self, step: int, like: Any) -> tuple[Any, Meta]:
         """The state of a step, onto the shardings of `like`, and its meta.
 
@@ -130,12 +246,27 @@ class Checkpoints:
             that of the saved run is fine.
         """
         with self._explained(step, "be complete and of this student and optimizer"):
+            return self._load(step, like)
+
+    def _load(self, step: int, like: Any) -> tuple[Any, Meta]:
+        """As `restore`; it tells what is damaged from what is of another model."""
+        folder = self._directory / str(step)
+        wrong = damage(folder) if jax.process_index() == 0 else None
+        if agreed(wrong is not None):
+            raise _DamagedError(wrong or "damage that process 0 has found", agreed=True)
+        try:
             found = self._checkpointer.checkpointables_metadata(step)
             meta = found.custom_metadata
             if not isinstance(meta, dict) or not meta:
-                raise _UnlikeError("one without its metadata")
+                raise _DamagedError("one without its metadata")
             _check_same_arrays(found.metadata["state"], like)
             state = self._checkpointer.load_checkpointables(step, {"state": like})
+        except _UnlikeError:
+            raise
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            # Orbax's own words, a page about its handlers, are in the traceback
+            reason = "arrays that are missing, damaged or of other shapes"
+            raise _DamagedError(reason if folder.is_dir() else _NO_FOLDER) from error
         return state["state"], meta
 
     def restore_student(self, step: int, like: Any) -> Any:
@@ -167,7 +298,7 @@ class Checkpoints:
             if isinstance(error, _UnlikeError):
                 reason = str(error)
             elif not (self._directory / str(step)).is_dir():
-                reason = "no such folder"
+                reason = _NO_FOLDER
             remedy = (
                 "If it is damaged, delete that folder: the run goes on from the one "
                 "before it, or from the start. If it is of another model, use another "
@@ -184,30 +315,70 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Return when what was started is written."""
+        """Return when what was started is written and verified."""
+        self._join()
         self._checkpointer.wait()
 
     def close(self) -> None:
         """Wait, and let go of the directory."""
-        self._checkpointer.close()
+        ending = sys.exc_info()[0] is not None  # what ended the run is to be seen
+        if self._verifying is not None:
+            self._verifying.join()
+        try:
+            self._checkpointer.close()
+        except (OSError, ValueError, RuntimeError):
+            if self._failure is None:
+                raise
+        if not ending:
+            self._raise_failure()
+
+
+_NO_FOLDER = "no such folder"
 
 
 class _UnlikeError(ValueError):
     """What a checkpoint is instead of what is asked for."""
 
 
+class _DamagedError(_UnlikeError):
+    """What a checkpoint has become since it was written."""
+
+    def __init__(self, reason: str, *, agreed: bool = False):
+        super().__init__(reason)
+        self.agreed = agreed
+
+
+def _check_writable(directory: Path) -> None:
+    """Say so before anything is computed, and not at the first checkpoint."""
+    probe = directory / f".writable.{threading.get_ident()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"1")
+        probe.unlink()
+    except OSError as error:
+        fail(
+            "Checkpoints",
+            "the folder of the checkpoints",
+            "be one that can be written",
+            f"{str(directory)!r} ({error.strerror})",
+            "Make room, change its permissions, or choose another --workdir.",
+        )
+
+
+def _shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(path): tuple(x.shape) for path, x in leaves}
+
+
+def _as_written(x: Any) -> Any:
+    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, x) if key else x
+
+
 def _check_same_arrays(saved: Any, like: Any) -> None:
     """Say which arrays differ; Orbax would read for a while, and then say less."""
 
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {path_of(path): tuple(x.shape) for path, x in leaves}
-
-    def as_written(x: Any) -> Any:
-        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return jax.eval_shape(jax.random.key_data, x) if key else x
-
-    have, want = shapes(saved), shapes(jax.tree.map(as_written, like))
+    have, want = _shapes_of(saved), _shapes_of(jax.tree.map(_as_written, like))
     wrong = [f"no {path}" for path in want.keys() - have.keys()]
     wrong += [f"{path}, which is not expected" for path in have.keys() - want.keys()]
     wrong += [
@@ -216,55 +387,6 @@ def _check_same_arrays(saved: Any, like: Any) -> None:
         if have[path] != want[path]
     ]
     if not have:
-        raise _UnlikeError("one without any array")
+        raise _DamagedError("one without any array")
     if wrong:
         raise _UnlikeError(f"one that has {'; '.join(sorted(wrong)[:5])}")
-
-
-# Preemption is agreed on by a number that all processes count alike, over all runs.
-_SYNC_POINTS = itertools.count(1)
-
-
-class StopSignal:
-    """Whether SIGTERM has asked this program to save and go.
-
-    In one process a handler of our own sets a flag, which the loop reads between two
-    steps. With several, the signal may reach only some of them: JAX's preemption
-    service tells all, and lets them see it at the same step.
-
-    Example:
-      >>> with StopSignal() as stop:
-      ...     before = stop.reached()
-      ...     signal.raise_signal(signal.SIGTERM)
-      ...     before, stop.reached()
-      (False, True)
-    """
-
-    def __init__(self):
-        self._flag = threading.Event()
-        self._before: Any = None
-
-    def __enter__(self) -> StopSignal:
-        """Listen, if this is the main thread of a single process."""
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._flag.set())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the signal back to who had it."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    @property
-    def requested(self) -> bool:
-        """True once `reached` was, or the signal came since."""
-        return self._flag.is_set()
-
-    def reached(self) -> bool:
-        """True from the step on at which to save and go; ask once in each step."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(
-            next(_SYNC_POINTS)
-        ):
-            self._flag.set()
-        return self._flag.is_set()

@@ -26,6 +26,7 @@ import numpy as np
 from distilljax._checks import (
     check_count,
     check_instance,
+    check_positive,
     check_type,
     fail,
     suggest_field,
@@ -105,8 +106,11 @@ class Config:
     """Examples per batch of an evaluation, over all processes."""
     checkpoint_every_steps: int = 1000
     """Steps between further checkpoints."""
-    keep_last: int = 1
-    """How many of the newest checkpoints stay on disk, besides the best."""
+    checkpoint_every_secs: float | None = None
+    """Seconds after which one is written before that many steps; None: steps alone."""
+    keep_last: int = 2
+    """How many of the newest checkpoints stay on disk, besides the best: of a damaged
+    one, a run goes on from the one before."""
     select: str | None = "accuracy"
     """Measure on `validation` by which the checkpoint is chosen; None: the last."""
     select_mode: Literal["max", "min"] | None = None
@@ -137,6 +141,8 @@ class Config:
             "keep_last",
         ):
             check_count("Config", name, getattr(self, name))
+        if (secs := self.checkpoint_every_secs) is not None:
+            check_positive("Config", "checkpoint_every_secs", secs, "Or leave it out.")
         for name in ("objective", "optimizer", "loader"):
             check_instance("Config", name, getattr(self, name))
         for name in ("other_tests", "probes", "licenses"):

@@ -5,12 +5,11 @@ The loop never waits for a number: metrics stay on the devices until a window is
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -275,10 +274,12 @@ def format_record(record: Mapping[str, Any]) -> str:
       'train loss 0.1235  kl 3.000e-05'
     """
     skip = ("step", "seconds", "split")
+    # of each there are several, and `distilljax watch` shows them
+    beside = ("share_", "flops_", "memory_")
     shown = [
         f"{k} {v:.4f}" if v == 0 or 1e-3 <= abs(v) < 1e4 else f"{k} {v:.3e}"
         for k, v in record.items()
-        if k not in skip and isinstance(v, int | float)
+        if k not in skip and not k.startswith(beside) and isinstance(v, int | float)
     ]
     return f"{record['split']} " + "  ".join(shown)
 
@@ -308,41 +309,3 @@ def open_writers(
         TensorBoardWriter(workdir / "tensorboard", start),
         ConsoleWriter(title, num_steps, start, sys.stderr),
     )
-
-
-@contextlib.contextmanager
-def trace_steps(
-    directory: Path | None, start: int, stop: int, num_steps: int = 10
-) -> Iterator[Callable[[int, Any], contextlib.AbstractContextManager]]:
-    """Trace some steps for XProf: 10, from the 11th on, or what a short run has.
-
-    Args:
-      directory: Where the trace goes; None traces nothing.
-      start: The step before the first one.
-      stop: The last step.
-      num_steps: How many to trace.
-
-    Yields:
-      `trace(step, state)`: a context for each step, which is given the state before it.
-    """
-    first = start + max(min(11, stop - start - num_steps + 1), 1)
-    running = False
-
-    def at(step: int, state: Any) -> contextlib.AbstractContextManager:
-        nonlocal running
-        if directory is None:
-            return contextlib.nullcontext()
-        if step in (first, first + num_steps):
-            jax.block_until_ready(state)  # whole steps, from the first to the last
-            if running:
-                jax.profiler.stop_trace()
-            else:
-                jax.profiler.start_trace(str(directory))
-            running = not running
-        return jax.profiler.StepTraceAnnotation("train", step_num=step)
-
-    try:
-        yield at
-    finally:
-        if running:
-            jax.profiler.stop_trace()

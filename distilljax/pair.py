@@ -27,12 +27,14 @@ from distilljax.data import Source, prefetch_to_device
 from distilljax.data.prefetch import this_process
 from distilljax.evaluation.cost import Model, costs
 from distilljax.evaluation.evaluate import Evaluation, Evaluator
+from distilljax.evaluation.flops import count_flops
 from distilljax.evaluation.measures import of_text
 from distilljax.frozen import Teacher, one_module
 from distilljax.losses import LinearHead
 from distilljax.losses._heads import map_positions
 from distilljax.sharding import batch_sharding, tree_shardings
 from distilljax.terms import as_outputs
+from distilljax.throughput import Flops
 
 # Under which key an evaluation finds them in its batches; no example has such a key.
 TEACHER_LOGITS = "the teacher's logits"
@@ -296,6 +298,48 @@ class Student:
                 )
             self._costs = costs(models, example)
         return self._costs
+
+
+def model_flops(student: Student, teacher: Teacher | None, batch: Any) -> Flops:
+    """Model FLOPs of an example of a batch, counted from what the models trace to.
+
+    The backward pass takes as much as the forward pass for what flows through, and
+    again as much for the gradients of the weights, of which a part may be frozen.
+
+    Args:
+      student: The student.
+      teacher: The teacher, if it runs for each batch.
+      batch: Shapes of a batch.
+    """
+    graphdef, params, rest = split_module(
+        student.abstract, student.trainable, training=False
+    )
+    apply = module_apply(graphdef, student.trainable, student.forward)
+
+    def forward(p: Any, r: Any, b: Any) -> Any:
+        return _with_logits(apply(p, r, b, jax.random.key(0))[0])
+
+    weights = nnx.to_pure_dict(nnx.state(student.abstract, nnx.Param))
+    trained = _num_weights(params) / max(_num_weights(weights), 1)
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    asked = 0
+    if teacher is not None:
+        taught = teacher.apply
+        asked = count_flops(
+            lambda state, b: _with_logits(taught(state, b)), teacher.state, batch
+        )
+    own = (2 + min(trained, 1.0)) * count_flops(forward, params, rest, batch)
+    return Flops(teacher=asked / rows, student=own / rows)
+
+
+def _num_weights(tree: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size"))
+
+
+def _with_logits(outputs: Any) -> Any:
+    """The arrays of outputs; heads, which a loss would multiply out, are so here."""
+    heads = jax.tree.leaves(outputs, is_leaf=lambda x: isinstance(x, LinearHead))
+    return [x.logits() if isinstance(x, LinearHead) else x for x in heads]
 
 
 def _with_text(found: Evaluation, source: Source) -> dict[str, Any]:

@@ -20,6 +20,7 @@ RESUMABLE = frozenset(
         "loader.prefetch",
         "log_every_steps",
         "checkpoint_every_steps",
+        "checkpoint_every_secs",
         "eval_batch_size",
         "keep_last",
         "other_tests",

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,20 @@ from distilljax.data import Arrays, check_signal, prefetch_to_device
 from distilljax.data.prefetch import this_process
 from distilljax.data.text import check_vocabulary
 from distilljax.losses import SampledLogits, SparseLogits
-from distilljax.metrics import (
-    NonFiniteError,
-    Writer,
-    open_writers,
-    trace_steps,
-    write_atomically,
-)
+from distilljax.metrics import NonFiniteError, write_atomically
 from distilljax.not_finite import why_not_finite
-from distilljax.programs import Programs, batch_shapes
+from distilljax.observing import Advance, Log, Observer
+from distilljax.pair import model_flops
+from distilljax.programs import Programs, batch_shapes, uses_teacher
+from distilljax.resuming import Resume, restore_other
 from distilljax.sharding import batch_sharding
 from distilljax.teachers import StreamedTeacher
+from distilljax.teachers.placed import teacher_meshes
+from distilljax.throughput import Meter
+from distilljax.together import Clock
+from distilljax.tracing import Steps, Trace
 from distilljax.vocabulary import one_vocabulary
-from distilljax.workdir import machine, read_json, today, versions
+from distilljax.workdir import read_json, remove_half_written, versions
 
 # What the validation split is measured by, and which value is the best; the last two
 # need a teacher.
@@ -59,11 +60,17 @@ class Run:
         programs: Programs,
         mesh: Mesh,
         arm: str,
+        resume: Resume = "auto",
+        trackers: Mapping[str, Any] | None = None,
     ):
+        self.resume, self.trackers = resume, trackers or {}
+        self.mesh = mesh
         self.saved, self.workdir, self.arm = saved, workdir, arm
         self.programs = programs
-        self.started = time.perf_counter()
+        self.began = time.monotonic()
         self.seconds_before = 0.0
+        self.origin: str | None = None
+        self.clock = Clock(config.checkpoint_every_secs)
         self.source = programs.source(config.data, config.loader)
         self.config = config = one_vocabulary(config, programs, mesh, self.source)
         self.teacher = programs.teacher(config, mesh)
@@ -131,6 +138,7 @@ class Run:
         """Whatever can be found wrong before anything is computed or written."""
         before = self.iterator.get_state()
         batch = batch_shapes(next(self.iterator), self.reader["process_count"])
+        shapes = batch
         self.iterator.set_state(before)
         self.num_classes = self.student.num_classes(batch)
         self.check_labels("data", self.source)
@@ -138,6 +146,7 @@ class Run:
         if self.provider is not None:
             batch = self.provider.shapes(batch)
         self.training.check(batch)
+        self.observe_with(shapes)
         parts = {"validation": self.config.validation, "test": self.config.test}
         for name, part in (parts | (self.config.other_tests or {})).items():
             if part is not None:
@@ -165,6 +174,25 @@ class Run:
                 self.config.select_mode,
                 "Leave it out: the measure says which value is the best.",
             )
+
+    def observe_with(self, batch: Any) -> None:
+        """Count what a batch takes, and on how many chips; before the loop.
+
+        Args:
+          batch: Its shapes.
+        """
+        config, streamed = self.config, isinstance(self.provider, StreamedTeacher)
+        asked = uses_teacher(config) and (self.provider is None or streamed)
+        flops = None
+        if jax.process_index() == 0:
+            flops = model_flops(self.student, self.teacher if asked else None, batch)
+        own = teacher_meshes(config.teacher, config.mesh, self.mesh)
+        devices = {d for m in (self.mesh, *own.values()) for d in m.devices.flat}
+        kind = jax.devices()[0].device_kind
+        self.meter = Meter(flops, len(devices), kind)
+        self.observer = Observer(
+            self.workdir, config, self.meter, self.seconds, self.trackers
+        )
 
     def check_labels(self, name: str, source: Any) -> None:
         """The labels of a split are classes of the student, if that is known yet.
@@ -211,10 +239,13 @@ class Run:
         return self.checkpoints
 
     def restore_or_init(self) -> tuple[Any, int]:
-        """The state of the newest checkpoint, or a new one."""
-        step = self.checkpoints.latest()
-        if step is None:
+        """The state of the newest good checkpoint, of another run's, or a new one."""
+        found = self.checkpoints.restore_newest(self.training.like)
+        if found is None and isinstance(self.resume, Path):
+            self.origin, found = restore_other(self.resume, self.training.like)
+        if found is None:
             return self.training.init(self.config.seed), 0
+        step, state, meta = found
         if step > self.config.steps:
             fail(
                 "train",
@@ -223,15 +254,19 @@ class Run:
                 self.config.steps,
                 "Choose another folder for a shorter run.",
             )
-        state, meta = self.checkpoints.restore(step, self.training.like)
         self.check_teacher(meta["teacher"])
         self.iterator.set_state(meta["data"])
         self.seconds_before = meta["seconds"]
+        self.origin = self.origin or meta.get("origin")
         return state, step
 
-    def begin(self) -> None:
-        """Write the config down; set results of fewer steps aside."""
+    def begin(self, state: Any, start: int) -> None:
+        """Write the config down; set results of fewer steps aside.
+
+        What another run has made is saved at once: the run is then one of its own.
+        """
         if jax.process_index() == 0:
+            remove_half_written(self.workdir)
             if isinstance(self.provider, StreamedTeacher):
                 note = f"note: {self.provider.described()}"
                 print(note, file=sys.stderr, flush=True)
@@ -241,6 +276,8 @@ class Run:
             for name in ("results.json", "predictions.npz"):
                 if (old := self.workdir / name).exists():
                     old.replace(self.workdir / f"previous_{name}")
+        if self.origin is not None and self.checkpoints.latest() is None:
+            self.save(start, state, self.iterator.get_state(), None)
 
     def batches(self, mesh: Mesh) -> Any:
         """Pairs of a batch on the devices and its index; resumable."""
@@ -252,34 +289,21 @@ class Run:
 
     def seconds(self) -> float:
         """Time spent in this run, over all its parts."""
-        return self.seconds_before + time.perf_counter() - self.started
+        return self.seconds_before + time.monotonic() - self.began
 
     @contextlib.contextmanager
-    def writers(
-        self, title: str | None, start: int
-    ) -> Iterator[tuple[Callable[[str, dict[str, Any]], None], Callable[[int], None]]]:
-        """A function that gives a split's record to every writer; one for each step.
+    def observe(
+        self, title: str | None, start: int, profile: Steps
+    ) -> Iterator[tuple[Log, Advance, Trace]]:
+        """Functions that log a split's record, count a step, and trace one.
 
         A step that is not finite ends the run here, with what is known about it.
         """
-        title = title or self.config.name
-        writers: tuple[Writer, ...] = ()
-
-        def log(split: str, record: dict[str, Any]) -> None:
-            if record:
-                for writer in writers:
-                    writer.write({"seconds": self.seconds(), "split": split, **record})
-
-        def advance(step: int) -> None:
-            for writer in writers:
-                writer.advance(step)
-
-        with contextlib.ExitStack() as stack:
-            writers = open_writers(self.workdir, title, self.config.steps, start)
-            for writer in writers:
-                stack.callback(writer.close)
+        with self.observer.observe(
+            self.saved, title, start, profile, began=self.began, origin=self.origin
+        ) as functions:
             try:
-                yield log, advance
+                yield functions
             except NonFiniteError as error:
                 why = why_not_finite(error, self.source, self.num_classes)
                 error.args = (f"{error.args[0]} {why} {self.last_good()}",)
@@ -287,12 +311,21 @@ class Run:
 
     def read(self, batches: Any, step: int) -> Any:
         """The next batch, or an error that says for which step it was read."""
+        asked = getattr(batches, "teacher_seconds", 0.0)
+        begun = time.perf_counter()
         try:
             return next(batches)
         except ValueError as error:
             raise ValueError(
                 f"{error} This was read ahead of step {step}. {self.last_good()}"
             ) from error
+        finally:
+            seconds = time.perf_counter() - begun
+            if hasattr(batches, "teacher_seconds"):
+                asked = batches.teacher_seconds - asked
+                self.meter.add("teacher", asked)
+                seconds -= asked
+            self.meter.add("data", seconds)
 
     def last_good(self) -> str:
         """Which checkpoint a run that cannot go on has left."""
@@ -301,22 +334,15 @@ class Run:
             return "No checkpoint was written before it."
         return f"The checkpoint of step {latest} is from before it, and good."
 
-    def profile(self, enabled: bool, start: int) -> Any:
-        """A context for each step, some of which are traced if that is asked for."""
-        enabled = enabled and jax.process_index() == 0
-        directory = self.workdir / "profile" if enabled else None
-        return trace_steps(directory, start, self.config.steps)
-
-    def validate(
-        self, log: Callable[[str, dict[str, Any]], None], step: int, state: Any
-    ) -> dict[str, float] | None:
+    def validate(self, log: Log, step: int, state: Any) -> dict[str, float] | None:
         """Measures on the validation split, if there is one."""
         if self.config.validation is None:
             return None
         source = self.open(self.config.validation)
-        found = self.student.evaluate(
-            self.config, *self.evaluated(state), source
-        ).student
+        with self.meter.spent("evaluation"):
+            found = self.student.evaluate(
+                self.config, *self.evaluated(state), source
+            ).student
         numbers = {k: v for k, v in found.items() if isinstance(v, float)}
         log("validation", {"step": step, **numbers})
         return numbers
@@ -327,8 +353,10 @@ class Run:
         return self.training.step.student_of(params), state.rest
 
     def saves(self, step: int, numbers: dict[str, float] | None) -> bool:
-        """True if a checkpoint is due: by the clock, or as the best so far."""
+        """True if a checkpoint is due: by steps, by the clock, or as the best."""
         due = step % self.config.checkpoint_every_steps == 0
+        logged = step % self.config.log_every_steps == 0 or numbers is not None
+        due = self.clock.due(waiting=logged) or due
         return due or self.checkpoints.improves(step, numbers)
 
     def save(
@@ -339,58 +367,12 @@ class Run:
             "data": data,
             "teacher": self.taught_by,
             "seconds": self.seconds(),
+            "origin": self.origin,
             "objective_has_params": self.training.step.has_params,
             "config": self.saved,
             "versions": versions(),
         }
-        self.checkpoints.save(step, state, meta, numbers)
-
-    # --- after the loop ---------------------------------------------------------------
-
-    def results(self, state: Any) -> dict[str, Any]:
-        """Measure the best checkpoint on test data, and write it down."""
-        config = self.config
-        self.checkpoints.wait()
-        best_step, value = self.checkpoints.best() or (config.steps, None)
-        if best_step != int(state.step):
-            state, _ = self.checkpoints.restore(best_step, self.training.like)
-        results = {
-            "format": 1,
-            "name": config.name,
-            "arm": self.arm,
-            "seed": config.seed,
-            **{name: self.saved[name] for name in ONLY_REPORTED},
-            "steps": config.steps,
-            "examples_seen": config.steps * config.loader.batch_size,
-            "train_seconds": self.seconds(),
-            "teacher_fingerprint": self.taught_by,
-            "teacher_bytes_per_token": getattr(self.provider, "bytes_per_token", None),
-            "selected": {
-                "step": best_step,
-                "metric": None if value is None else f"validation/{config.select}",
-                "value": value,
-            },
-            "versions": versions(),
-            "machine": machine(),
-            "date": today(),
-        }
-        if config.licenses:
-            results["licenses"] = dict(config.licenses)
-        predictions = None
-        arrays = self.evaluated(state)
-        if config.test is not None:
-            source = self.open(config.test)
-            measured, predictions = self.student.measure(config, *arrays, source)
-            results |= {"split": "test", **measured}
-        if config.probes:
-            for who, found in self.student.probe(config, *arrays).items():
-                results[who] = {**(results.get(who) or {}), "probes": found}
-        for name, part in (config.other_tests or {}).items():
-            found = self.student.quality(config, *arrays, self.open(part))
-            results.setdefault("other_tests", {})[name] = found
-        if jax.process_index() == 0:
-            if predictions is not None:
-                write_atomically(self.workdir / "predictions.npz", predictions)
-            text = json.dumps(results, indent=1) + "\n"
-            write_atomically(self.workdir / "results.json", text)
-        return results
+        with self.meter.spent("checkpoint"):
+            then = self.observer.saved(step)
+            self.checkpoints.save(step, state, meta, numbers, then=then)
+        self.clock.restart()

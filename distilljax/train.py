@@ -7,6 +7,7 @@ preempted goes on where its last checkpoint was; one that is finished says so.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ import jax
 
 from distilljax._checks import fail
 from distilljax._schedules import check_schedules
-from distilljax.checkpoints import Checkpoints, StopSignal
+from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config, to_json
 from distilljax.metrics import Window, tokens_of
 from distilljax.programs import Programs, check_sizes
+from distilljax.results import results_of
+from distilljax.resuming import Resume, check_resume
 from distilljax.run import SELECTABLE, Run
 from distilljax.sharding import mesh_from_string
 from distilljax.teachers.placed import beside
+from distilljax.together import StopSignal
+from distilljax.tracing import Steps
+from distilljax.trackers import load_trackers
 from distilljax.vocabulary import one_vocabulary
 from distilljax.workdir import check_same_student, claim, placed
 
@@ -32,8 +38,10 @@ def train(
     programs: Programs | None = None,
     title: str | None = None,
     arm: str = "default",
-    profile: bool = False,
+    profile: Steps = False,
     stop: StopSignal | None = None,
+    resume: Resume = "auto",
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train a student and measure it; resume if the folder has a part of this run.
 
@@ -43,8 +51,12 @@ def train(
       programs: Compiled programs to share with other runs of this process.
       title: Name in the progress bar.
       arm: Name of the variant, for the report.
-      profile: Write an XProf trace of 10 steps to `workdir/profile`.
+      profile: Write an XProf trace to `workdir/profile`: of 10 steps, or of those from
+        the first to the last that are given.
       stop: What asks the run to save and return; SIGTERM, if None.
+      resume: "auto"; "never" refuses a folder with checkpoints; a `Path` is another
+        run, or one of its checkpoints, from which a new folder goes on.
+      trackers: Where the metrics go besides: "wandb", "trackio".
 
     Returns:
       What is in `results.json`; `{"stopped_at": step}` if the run was told to stop.
@@ -73,25 +85,25 @@ def train(
       >>> folder.cleanup()
     """
     workdir, saved = Path(workdir), to_json(config)
+    modules = load_trackers(trackers)
     check_schedules(config.objective, config.steps)
     mesh = mesh_from_string(config.mesh, **beside(config.teacher, config.mesh))
     check_sizes(config, mesh)
     listening = contextlib.nullcontext(stop) if stop else StopSignal()
     with claim(workdir, saved), jax.set_mesh(mesh), listening as stop:
-        run = Run(config, saved, workdir, programs or Programs(), mesh, arm)
+        check_resume(resume, workdir, saved)
+        programs = programs or Programs()
+        run = Run(config, saved, workdir, programs, mesh, arm, resume, modules)
         if (done := run.finished()) is not None:
             return done
         run.check()
         with contextlib.closing(run.open_checkpoints()):
             state, start = run.restore_or_init()
-            run.begin()
+            run.begin(state, start)
             batches = run.batches(mesh)
             update = run.training.update
             window = Window(run.reader["process_count"], run.max_lead)
-            with (
-                run.writers(title, start) as (log, advance),
-                run.profile(profile, start) as trace,
-            ):
+            with run.observe(title, start, profile) as (log, advance, trace):
                 for step in range(start + 1, config.steps + 1):
                     batch, index = run.read(batches, step)
                     with trace(step, state):
@@ -110,7 +122,7 @@ def train(
                         run.save(step, state, batches.get_state(), numbers)
                     if leaving and not last:
                         return {"stopped_at": step}
-            return run.results(state)
+            return results_of(run, state)
 
 
 def evaluate(

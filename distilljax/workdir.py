@@ -2,6 +2,7 @@
 
 config.json      the resolved config            metrics.jsonl    what was logged
 checkpoints/     see `checkpoints`              tensorboard/     the same, as events
+events.jsonl     starts, checkpoints, stops     profile/         traces for XProf
 results.json     the student on test data       predictions.npz  example by example
 """
 
@@ -56,7 +57,7 @@ def claim(workdir: Path, saved: Any) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 stack.enter_context(locked(workdir, ["config.json"]))
-                _check_same(workdir, saved)
+                check_same(workdir, saved)
             except ValueError as found:
                 error = found
         if jax.process_count() > 1:
@@ -69,6 +70,21 @@ def claim(workdir: Path, saved: Any) -> Iterator[None]:
         if error is not None:
             raise error
         yield
+
+
+# What a run writes as a whole, under a temporary name first.
+WRITTEN = ("config.json", "results.json", "predictions.npz", "metrics.jsonl")
+
+
+def remove_half_written(workdir: Path) -> None:
+    """Remove what killed runs left of files that they were writing.
+
+    Args:
+      workdir: The folder, whose lock is held: nobody is writing them now.
+    """
+    for name in WRITTEN:
+        for path in workdir.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def check_same_student(workdir: Path, saved: Any) -> None:
@@ -177,7 +193,14 @@ def _check_place(
             )
 
 
-def _check_same(workdir: Path, new: Any) -> None:
+def check_same(workdir: Path, new: Any, argument: str = "--workdir") -> None:
+    """Raise if a run has a config that another one cannot go on from.
+
+    Args:
+      workdir: Folder of the run; of a new one nothing is known.
+      new: The config as JSON.
+      argument: What names the folder, for messages.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -188,7 +211,7 @@ def _check_same(workdir: Path, new: Any) -> None:
     if changed:
         fail(
             "train",
-            "--workdir",
+            argument,
             "be of the same config",
             f"{str(workdir)!r}, which differs in {'; '.join(changed[:10])}",
             "Choose another folder, or go back to that config to resume.",

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
 import re
 import shutil
-import signal
+import subprocess
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 from flax import nnx
 
 from distilljax import make_distill_step, models, objectives
-from distilljax.checkpoints import Checkpoints, StopSignal
+from distilljax.checkpoints import Checkpoints
 from distilljax.sharding import (
     batch_axes,
     batch_sharding,
@@ -226,13 +227,18 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def largest(root: Path) -> Path:
-    return max((p for p in root.rglob("*") if p.is_file()), key=os.path.getsize)
+    files = (p for p in root.rglob("*") if p.is_file() and p.name != "files.json")
+    return max(files, key=os.path.getsize)
+
+
+def cut_off(step: Path) -> None:
+    os.truncate(largest(step), os.path.getsize(largest(step)) // 2)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda step: os.truncate(largest(step), os.path.getsize(largest(step)) // 2),
+        cut_off,
         lambda step: largest(step).unlink(),
         lambda step: (step / "state" / "manifest.ocdbt").unlink(),
         lambda step: (step / "state" / "_METADATA").unlink(),
@@ -321,12 +327,194 @@ def test_only_a_writer_removes_what_a_killed_run_left(saved):
     assert steps_in(root) == [4]
 
 
-def test_sigterm_sets_a_flag_and_gives_the_signal_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
-        assert not stop.reached()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reached()
-        assert stop.requested
-        assert stop.reached()
-    assert signal.getsignal(signal.SIGTERM) is before
+# --- verified, and falling back -------------------------------------------------------
+
+
+def saved_thrice(root: Path, **options) -> dict:
+    """Checkpoints of steps 1 to 3, each of its own values."""
+    checkpoints = Checkpoints(root, keep_last=9, **options)
+    for step in (1, 2, 3):
+        state = {"kernel": jnp.full((50, 50), float(step)), "bias": jnp.ones(3)}
+        checkpoints.save(step, state, {"step": step})
+    checkpoints.close()
+    return state
+
+
+def flip_a_byte(step: Path) -> None:
+    """The size stays, and so does whatever a reader may look at first."""
+    path = largest(step)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut off": lambda step: os.truncate(
+        largest(step), os.path.getsize(largest(step)) // 2
+    ),
+    "a changed byte": flip_a_byte,
+    "a missing file": lambda step: largest(step).unlink(),
+    "no metadata": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
+    "no array": lambda step: shutil.rmtree(step / "state"),
+}
+
+
+@pytest.mark.parametrize("damaged", [(3,), (3, 2)], ids=["newest", "two newest"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_falls_back_and_says_so(
+    tmp_path, capfd, damage, damaged
+):
+    root = tmp_path / "checkpoints"
+    state = saved_thrice(root)
+    for step in damaged:
+        DAMAGES[damage](root / str(step))
+    checkpoints = Checkpoints(root, keep_last=9)
+    step, found, meta = checkpoints.restore_newest(like(state))
+    good = min(damaged) - 1
+    assert (step, meta) == (good, {"step": good})
+    assert (np.asarray(found["kernel"]) == good).all()
+    err = capfd.readouterr().err
+    for step in damaged:
+        assert f"the checkpoint of step {step} must be complete, got " in err
+        assert f"Going on from that of step {good}" in err
+        assert (tmp_path / "checkpoints.damaged" / str(step)).is_dir()
+    # and the run can write that step again
+    assert steps_in(root) == list(range(1, good + 1))
+    assert checkpoints.latest() == good
+    checkpoints.save(3, state, {"step": 33})
+    checkpoints.close()
+    again = Checkpoints(root).restore_newest(like(state))
+    assert again[0] == 3
+    assert again[2] == {"step": 33}
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no metadata"])
+def test_without_a_manifest_what_cannot_be_read_is_damaged_too(tmp_path, capfd, damage):
+    """Killed between the end of a checkpoint and that of its verification."""
+    root = tmp_path / "checkpoints"
+    state = saved_thrice(root)
+    (root / "3" / "files.json").unlink()
+    assert Checkpoints(root).restore_newest(like(state))[0] == 3
+    DAMAGES[damage](root / "3")
+    assert Checkpoints(root).restore_newest(like(state))[0] == 2
+    assert "step 3 must be complete" in capfd.readouterr().err
+    gc.collect()
+
+
+def test_if_all_are_damaged_it_is_an_error_and_nothing_is_touched(tmp_path):
+    root = tmp_path / "checkpoints"
+    state = saved_thrice(root)
+    for step in (1, 2, 3):
+        flip_a_byte(root / str(step))
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=r"3 must be complete.* a changed file"):
+        Checkpoints(root).restore_newest(like(state))
+    assert snapshot(tmp_path) == before
+
+
+def test_one_of_another_model_is_no_damage(tmp_path):
+    """Else a wrong config would throw checkpoints away, one after the other."""
+    root = tmp_path / "checkpoints"
+    state = saved_thrice(root)
+    other = {**state, "bias": jnp.ones(4)}
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=r"bias of shape \(3,\) instead of \(4,\)"):
+        Checkpoints(root).restore_newest(like(other))
+    assert snapshot(tmp_path) == before
+
+
+def test_a_reader_falls_back_and_leaves_the_folder_alone(tmp_path):
+    root = tmp_path / "checkpoints"
+    state = saved_thrice(root)
+    flip_a_byte(root / "3")
+    before = snapshot(tmp_path)
+    assert Checkpoints(root, read_only=True).restore_newest(like(state))[0] == 2
+    assert snapshot(tmp_path) == before
+
+
+def test_a_checkpoint_is_read_back_when_it_is_written(tmp_path, monkeypatch):
+    """What is told of it, is told after that; what is not as written, is an error."""
+    told = []
+    checkpoints = Checkpoints(tmp_path / "good")
+    checkpoints.save(
+        1, STATE, {"a": 1}, then=lambda: told.append(steps_in(tmp_path / "good"))
+    )
+    checkpoints.wait()
+    assert told == [[1]]
+    assert (tmp_path / "good" / "1" / "files.json").exists()
+
+    shapes = iter([{"w": (4,)}, {"w": (5,)}])  # of what was to be written, and what was
+    monkeypatch.setattr("distilljax.checkpoints._shapes_of", lambda _: next(shapes))
+    checkpoints = Checkpoints(tmp_path / "bad")
+    checkpoints.save(1, STATE, {"a": 1}, then=lambda: told.append("bad"))
+    with pytest.raises(ValueError, match=r"bad/1 must be written.*other arrays"):
+        checkpoints.wait()
+    assert told == [[1]]
+
+
+def test_an_error_of_writing_is_raised_at_the_next_checkpoint(tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr("distilljax.checkpoints.write_manifest", full)
+    checkpoints.save(1, STATE, {"a": 1})
+    with pytest.raises(ValueError, match=r"1 must be written.*No space left"):
+        checkpoints.save(2, STATE, {"a": 1})
+    checkpoints.save(3, STATE, {"a": 1})
+    with pytest.raises(ValueError, match="No space left"):
+        checkpoints.close()
+    # what ended a run is not hidden by it
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(4, STATE, {"a": 1})
+    with pytest.raises(ZeroDivisionError), contextlib.closing(checkpoints):
+        raise ZeroDivisionError
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB; `remount(options)` changes it."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(mount)], check=True)
+
+    yield mount, remount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk_ends_with_what_to_do_and_with_a_good_checkpoint(small_disk):
+    mount, remount = small_disk
+    state = {"kernel": jax.random.normal(jax.random.key(0), (400, 300))}
+    checkpoints = Checkpoints(mount / "checkpoints", keep_last=9)
+
+    def fill() -> None:
+        for step in range(1, 9):
+            checkpoints.save(step, state, {"step": step})
+
+    with pytest.raises(ValueError, match=r"must be written.* Make room") as error:
+        fill()
+    assert re.search(r"(?i)space", str(error.value))
+    with contextlib.suppress(ValueError):
+        checkpoints.close()
+    remount("size=16m")
+    checkpoints = Checkpoints(mount / "checkpoints", keep_last=9)
+    step, found, _ = checkpoints.restore_newest(like(state))
+    assert step >= 1
+    np.testing.assert_array_equal(found["kernel"], state["kernel"])
+    checkpoints.save(step + 1, state, {"step": step + 1})
+    checkpoints.close()
+    assert checkpoints.latest() == step + 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything(small_disk):
+    mount, remount = small_disk
+    saved_thrice(mount / "checkpoints")
+    remount("ro")
+    with pytest.raises(ValueError, match=r"folder of the checkpoints must .*Read-only"):
+        Checkpoints(mount / "checkpoints")
+    assert Checkpoints(mount / "checkpoints", read_only=True).latest() == 3

@@ -18,7 +18,6 @@ from distilljax.metrics import (
     TensorBoardWriter,
     Window,
     open_writers,
-    trace_steps,
     write_atomically,
 )
 from distilljax.typing import Mean
@@ -215,33 +214,3 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     assert open_writers(tmp_path, "title", 10, 0) == ()
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("start", "stop", "traced"),
-    [
-        (0, 100, range(11, 21)),
-        (50, 100, range(61, 71)),
-        (0, 12, range(3, 13)),
-        (0, 4, range(1, 5)),
-    ],
-)
-def test_ten_steps_are_traced_after_the_first_ones(
-    tmp_path, monkeypatch, start, stop, traced
-):
-    running, found = [], []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: running.append(path))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: running.pop())
-    with trace_steps(tmp_path, start, stop) as trace:
-        for step in range(start + 1, stop + 1):
-            with trace(step, jnp.zeros(())):
-                found += [step] if running else []
-    assert found == list(traced)
-    assert running == []
-
-
-def test_nothing_is_traced_unless_asked():
-    with trace_steps(None, 0, 100) as trace:
-        for step in range(1, 100):
-            with trace(step, None):
-                pass

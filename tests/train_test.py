@@ -14,11 +14,12 @@ import pytest
 from flax import nnx
 
 from distilljax import data, models, objectives, optimizers, students
-from distilljax.checkpoints import Checkpoints, StopSignal
+from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config, load_experiment
 from distilljax.metrics import NonFiniteError
 from distilljax.programs import Programs, Training
 from distilljax.sharding import Rule, mesh_from_string
+from distilljax.together import StopSignal
 from distilljax.train import SELECTABLE, evaluate, train
 from distilljax.workdir import TrainedRun
 from tests.saved import losses, records, saved_arrays
@@ -83,6 +84,7 @@ def test_a_run_leaves_what_it_says(tmp_path, tiny, programs):
         ".lock",
         "checkpoints",
         "config.json",
+        "events.jsonl",
         "metrics.jsonl",
         "predictions.npz",
         "results.json",
@@ -113,7 +115,14 @@ def test_a_run_writes_these_names(tmp_path, tiny, programs):
         "student_entropy",
         "teacher_entropy",
         "examples_per_second",
+        "examples_per_second_per_chip",
+        "flops_per_second_per_chip",
+        "goodput",
+        "share_data",
+        "share_startup",
+        "share_step",
     }
+    assert set(first) - set(second) == {"share_startup"}
     assert first["step"] == 1
     assert second["seconds"] > first["seconds"]
     # loss = kd_weight T^2 kd + ce_weight ce, of tiny.py
@@ -478,7 +487,7 @@ def test_the_best_checkpoint_is_measured_and_survives(tmp_path, tiny, programs):
     assert best < 20
     assert results["selected"]["step"] == best
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {best, 20}
+    assert kept == {best, 19, 20}
     # and it is what others see
     found = evaluate(config, tmp_path, split="validation", programs=programs)
     assert found["step"] == best

@@ -17,6 +17,7 @@ VERBS = {
     "cache": "ask the teacher once and keep what it says: CONFIG --out DIR --kind K",
     "evaluate": "measure a trained run on a split: CONFIG --workdir W --split test",
     "plan": "what a step needs on a TPU slice that is not here: CONFIG --topology T",
+    "watch": "show how runs are doing, while they run: W...",
     "report": "compare runs with each other and with their teacher: W...",
 }
 
@@ -78,7 +79,7 @@ def _main(arguments: list[str]) -> int:
         return import_module(f"distilljax.cli.{verb}").main(rest)
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, FloatingPointError, OSError) as error:
+    except (ValueError, TypeError, FloatingPointError, OSError, ImportError) as error:
         expected = isinstance(error, OSError) or _ours(error.__traceback__)
         if not expected or os.environ.get("DISTILLJAX_TRACEBACK"):
             raise

@@ -92,6 +92,20 @@ def make_parser(
     several.add_argument(
         "--process-id", type=int, metavar="I", help="which of them this is, from 0"
     )
+    several.add_argument(
+        "--connect-timeout-secs",
+        type=int,
+        default=300,
+        metavar="S",
+        help="how long to wait for the others (default: 300)",
+    )
+    several.add_argument(
+        "--peer-timeout-secs",
+        type=int,
+        default=60,
+        metavar="S",
+        help="end this process when another is silent for so long (default: 60)",
+    )
     return parser
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from distilljax.cli.overrides import Planned, make_parser, parse, parse_seeds, p
 from distilljax.config import Config
 from distilljax.evaluation.arms import Metric, quality_of
 from distilljax.evaluation.statistics import paired_difference, spread
+from distilljax.tracing import Steps
 
 DESCRIPTION = """\
 Train the student of a config, or resume: a run that was stopped, killed or preempted
-goes on from its last checkpoint, and a finished one says so.
+goes on from its last checkpoint, and a finished one says so. `distilljax watch W` shows
+how it is doing.
 
 With --seeds, every arm of the config file is trained with every seed in this process,
 each in W/ARM/seed_N, and compared at the end; `distilljax report W` writes the report.
@@ -37,10 +41,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--arms", help="variants that the file names, such as a,b (default: all)"
     )
-    parser.add_argument(
-        "--profile", action="store_true", help="write an XProf trace of 10 steps"
-    )
-    args, experiment, overrides = parse(parser, argv)
+    _add_options(parser)
+    args, experiment, overrides = parse(parser, _with_values(argv))
     if args.seed is not None and args.seeds is not None:
         parser.error("--seed is for a single run, --seeds for several: give one")
     initialize(args)
@@ -63,7 +65,57 @@ def main(argv: Sequence[str]) -> int:
             repr(args.workdir),
             "Choose another folder: each run gets one of its own in it.",
         )
-    return _train_all(planned, root, single, args.profile)
+    if not single and isinstance(args.resume, Path):
+        parser.error("--resume PATH is for a single run: each goes on from its own")
+    options = {"profile": args.profile, "resume": args.resume, "trackers": args.log}
+    return _train_all(planned, root, single, options)
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        type=lambda x: x if x in ("auto", "never") else Path(x),
+        default="auto",
+        metavar="auto|never|PATH",
+        help="auto: go on from the newest good checkpoint in W, if there is one; "
+        "never: refuse a W that holds a run; PATH: begin a new W with the state and "
+        "the position in the data of another run (its folder, or one of its "
+        "checkpoints/STEP), whose config differs in what a resumed run may change",
+    )
+    parser.add_argument(
+        "--profile",
+        type=_steps,
+        default=False,
+        metavar="FIRST:LAST",
+        help="write an XProf trace of these steps, both ends count; alone: of 10. "
+        "While it runs, `touch W/PROFILE` or SIGUSR1 asks for 10 more",
+    )
+    parser.add_argument(
+        "--log",
+        type=lambda x: tuple(filter(None, x.split(","))),
+        default=(),
+        metavar="wandb,trackio",
+        help="trackers to log to, besides metrics.jsonl and TensorBoard",
+    )
+
+
+def _with_values(argv: Sequence[str]) -> list[str]:
+    """The words, with a value for a --profile that stands alone."""
+    words = list(argv)
+    for i, word in enumerate(words):
+        after = words[i + 1] if i + 1 < len(words) else ""
+        if word == "--profile" and not re.fullmatch(r"\d+:\d+", after):
+            words[i] = "--profile=some"
+    return words
+
+
+def _steps(text: str) -> Steps:
+    if text == "some":
+        return True
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ArgumentTypeError(f"must be FIRST:LAST, such as 100:110, got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def _about(config: Config) -> str | None:
@@ -80,10 +132,10 @@ def _about(config: Config) -> str | None:
 
 
 def _train_all(
-    planned: Sequence[Planned], root: Path, single: bool, profile: bool
+    planned: Sequence[Planned], root: Path, single: bool, options: dict[str, Any]
 ) -> int:
-    from distilljax.checkpoints import StopSignal
     from distilljax.programs import Programs
+    from distilljax.together import StopSignal
     from distilljax.train import train
 
     programs = Programs()
@@ -100,8 +152,8 @@ def _train_all(
                 programs=programs,
                 title=title,
                 arm=run.arm,
-                profile=profile,
                 stop=stop,
+                **options,
             )
             if "stopped_at" in results:
                 _say(

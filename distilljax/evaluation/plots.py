@@ -31,6 +31,7 @@ from distilljax.evaluation.plot_layout import (
     wrap,
 )
 from distilljax.evaluation.plots_cost import axis_label, quality_and_cost, quality_axis
+from distilljax.evaluation.plots_speed import throughput
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BASELINE_GREYS = ("#767676", "#A08C6C")
@@ -111,6 +112,12 @@ def draw(
                 f"{name} against what a model costs: mean and standard deviation over "
                 "seeds.",
                 quality_and_cost,
+            ),
+            (
+                "speed",
+                "Throughput of the training, mean over seeds, and where the time of "
+                "the host went: “step” is sending steps and waiting for the devices.",
+                throughput,
             ),
         ):
             figure = make(experiment, colors)

@@ -4,8 +4,6 @@ from distilljax.planning import plan
 plan(config, topology="v5p:4x4x8").programs["step"].memory.owners
 """
 
-from .chips import CHIPS as CHIPS
-from .chips import Chip as Chip
 from .plan import Plan as Plan
 from .plan import ProgramPlan as ProgramPlan
 from .plan import plan as plan

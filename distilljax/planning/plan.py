@@ -50,7 +50,7 @@ class ProgramPlan:
     memory: Memory | None = None
     """None if it does not fit: the compiler then gives no program."""
     needs: int | None = None
-    """What the compiler says it needs, if it does not fit."""
+    """What the compiler says it needs, if it does not fit; None if it does not say."""
     sent: tuple[Collective, ...] = ()
     traffic: int = 0
     """Bytes to and from memory in a step."""
@@ -235,11 +235,11 @@ def _compiled(
         with jax.set_mesh(mesh):
             compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if (needs := _needs(str(error))) is None:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used, limit = needs
+        used, limit = _needs(str(error), sum(owners.values()))
         return ProgramPlan(
-            **{**known, "limit": limit},
+            **{**known, "limit": limit or topology.memory_bytes},
             needs=used,
             compile_seconds=time.perf_counter() - start,
         )
@@ -265,18 +265,32 @@ def _compiled(
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _needs(message: str) -> tuple[int, int] | None:
+def _needs(message: str, arguments: int) -> tuple[int | None, int | None]:
     """What a program would use of how much, as the compiler refuses it.
 
+    Args:
+      message: The compiler's.
+      arguments: Bytes that the program is called with, for a message that leaves them
+        out.
+
     Example:
-      >>> _needs("Ran out of memory in memory space hbm. Used 3.00G of 2.00G hbm.")
+      >>> _needs("Ran out of memory in memory space hbm. Used 3.00G of 2.00G hbm.", 0)
       (3221225472, 2147483648)
+      >>> _needs("memory required for HLO temporaries (3.00G) exceeds available HBM "
+      ...        "(2.00G).", 2**30)
+      (4294967296, 2147483648)
     """
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-    if found is None:
-        return None
-    used, unit, limit, of = found.groups()
-    return int(float(used) * _UNITS[unit]), int(float(limit) * _UNITS[of])
+    size = r"([\d.]+)([KMGT]?)"
+    for pattern, more in (
+        (rf"[Uu]sed {size} of {size} hbm", 0),
+        (rf"temporaries \({size}\) exceeds available HBM \({size}\)", arguments),
+    ):
+        if found := re.search(pattern, message):
+            used, unit, limit, of = found.groups()
+            return int(float(used) * _UNITS[unit]) + more, int(
+                float(limit) * _UNITS[of]
+            )
+    return None, None
 
 
 def balance(programs: Mapping[str, ProgramPlan]) -> dict[str, Any] | None:

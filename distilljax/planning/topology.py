@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from distilljax._checks import fail
-from distilljax.planning.chips import CHIPS, Chip, chip_of
+from distilljax.chips import CHIPS, Chip, chip_of
 
 LOCAL = "local"
 # The metadata server of a cloud that this machine is not in would be waited for.
@@ -72,7 +72,7 @@ def open_topology(name: str = LOCAL) -> Topology:
     """
     if name == LOCAL:
         devices = tuple(jax.devices())
-        return Topology(name, devices, chip_of(devices[0]), is_real=True)
+        return Topology(name, devices, chip_of(devices[0].device_kind), is_real=True)
     if simulated := re.fullmatch(r"cpu:([1-9]\d*)", name):
         return Topology(name, _simulated(int(simulated[1])), None, is_real=True)
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
@@ -207,6 +208,8 @@ class Stream:
         self._batches: Any = iter(batches)
         self._queue: deque[tuple[Any, Any]] = deque()
         self._state = self._source_state()
+        self.teacher_seconds = 0.0
+        """How long the host has been asking the teacher, and waiting for it."""
 
     def __iter__(self) -> Stream:
         """Itself."""
@@ -220,7 +223,9 @@ class Stream:
             except StopIteration:
                 break
             pair = isinstance(item, tuple)
+            asked = time.perf_counter()
             batch = self._teacher.with_outputs(item[0] if pair else item)
+            self.teacher_seconds += time.perf_counter() - asked
             item = (batch, *item[1:]) if pair else batch
             self._queue.append((item, self._source_state()))
         if not self._queue:
@@ -229,7 +234,9 @@ class Stream:
         # program is raised here, and not in the student's step
         item, state = self._queue[0]
         batch = item[0] if isinstance(item, tuple) else item
+        waiting = time.perf_counter()
         jax.block_until_ready(batch["teacher"])
+        self.teacher_seconds += time.perf_counter() - waiting
         self._queue.popleft()
         self._state = state
         return item

@@ -1,0 +1,77 @@
+"""Which files a checkpoint has: written when it is complete, checked when it is read.
+
+A file that was cut off, lost or changed since then is found here, before its numbers
+are in a model: by sizes, and by SHA-256 digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from distilljax.metrics import write_atomically
+
+NAME = "files.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Write down the size and the digest of every file below a folder.
+
+    Args:
+      folder: A complete checkpoint.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as name:
+      ...     folder = Path(name)
+      ...     _ = (folder / "a").write_text("abc")
+      ...     write_manifest(folder)
+      ...     before = damage(folder)
+      ...     _ = (folder / "a").write_text("abd")
+      ...     before, damage(folder)
+      (None, 'a changed file, a')
+    """
+    found = {
+        str(path.relative_to(folder)): _described(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != NAME
+    }
+    write_atomically(folder / NAME, json.dumps({"format": 1, "files": found}) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as written.
+
+    Also None without a manifest: a run that was killed right after it had written a
+    checkpoint left none, and the checkpoint is whole.
+
+    Args:
+      folder: The checkpoint.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        files = json.loads(path.read_text())["files"]
+        # sizes first: they cost nothing
+        for name, written in files.items():
+            if not (folder / name).is_file():
+                return f"a missing file, {name}"
+            if (size := (folder / name).stat().st_size) != written["bytes"]:
+                return f"{size} bytes instead of {written['bytes']} in {name}"
+        for name, written in files.items():
+            if _described(folder / name) != written:
+                return f"a changed file, {name}"
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return f"a broken file, {NAME}"
+    except OSError as error:
+        return f"a file that cannot be read ({error.strerror}), {error.filename}"
+    return None
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
