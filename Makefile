@@ -14,7 +14,7 @@ WORKERS ?= 2
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast notebooks lint format proofs bench parity constraints clean
+.PHONY: help demo test test-fast notebooks lint format proofs bench bench-peers parity constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -50,12 +50,11 @@ proofs: $(VENV)/.demo-installed  ## Rerun the published experiments (hours, and 
 	scripts/fetch_assets.sh assets
 	$(BIN)/python benchmarks/proofs.py
 
-bench: $(VENV)/.test-installed  ## Time the step and the fused loss against plain JAX
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/loss.py
-	$(BIN)/python benchmarks/teacher.py
-	$(BIN)/python benchmarks/lm.py
-	$(BIN)/python benchmarks/resume.py
+bench: $(VENV)/.test-installed  ## Run all benchmarks, and write docs/benchmarks.md (hours; QUICK=1: minutes)
+	$(BIN)/python benchmarks/bench.py $(if $(QUICK),--quick) \
+		--peers $(VENV)-bench-peers --tunix $(VENV)-bench-tunix
+
+bench-peers: $(VENV)-bench-peers/.installed $(VENV)-bench-tunix/.installed  ## Install what the benchmarks compare with (gigabytes)
 
 parity: $(VENV)/.demo-installed  ## Compare the losses with those of torch, torchdistill and TRL
 	$(BIN)/python benchmarks/parity.py --env $(VENV)-peers
@@ -71,6 +70,17 @@ $(VENV)/.demo-installed: $(PINS)
 $(VENV)/.test-installed: $(PINS)
 	$(call install,train$(comma)report$(comma)text$(comma)llm$(comma)quant$(comma)plan$(comma)test)
 	@touch $@ $(VENV)/.demo-installed
+
+# The other packages of the benchmarks, in the versions that were compared; Tunix with the
+# JAX and Flax of here.
+OURS := $$($(BIN)/python -m pip freeze | grep -E '^(jax|jaxlib|flax|optax|numpy)==')
+$(VENV)-bench-peers/.installed: PACKAGES = torch==2.13.0 liger-kernel==0.8.5 trl==1.16.0
+$(VENV)-bench-tunix/.installed: PACKAGES = google-tunix==0.1.7 $(OURS)
+
+$(VENV)-bench-%/.installed: $(VENV)/.test-installed
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet $(PACKAGES)
+	@touch $@
 
 comma := ,
 
@@ -117,4 +127,4 @@ define freeze
 endef
 
 clean:  ## Remove the environments and caches (never runs/)
-	rm -rf .venv .venv-3.12 .venv-peers build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.12 .venv-peers .venv-bench-* build .pytest_cache .ruff_cache

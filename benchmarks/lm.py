@@ -2,6 +2,7 @@
 
     python benchmarks/lm.py                    # prints JSON: ours and plain JAX
     python benchmarks/lm.py --out benchmarks/results/lm.json --peers ENV --tunix ENV
+    python benchmarks/lm.py --small --rounds 1 --steps 4   # tiny models: does it work?
 
 Every variant is a process of its own with the same weights, tokens and optimizer. They
 are alive at once and make their steps in turn; a ratio is the median over rounds of the
@@ -39,14 +40,15 @@ FEW = ("plain", "ours", "liger", "pytorch")
 
 def commands(shape: str, weights: Path, args: Any) -> dict[str, list[str]]:
     """How each variant is started."""
-    own = [sys.executable, str(HERE / "lm.py"), "--shape", shape, "--serve"]
+    small = ["--small"] if args.small else []
+    own = [sys.executable, str(HERE / "lm.py"), *small, "--shape", shape, "--serve"]
     found = {name: [*own, name] for name in lm_steps.STEPS}
     if args.peers is not None:
         python, script = str(args.peers / "bin/python"), str(HERE / "lm_peers.py")
         found |= {name: [python, script, name, str(weights)] for name in TORCH}
     if args.tunix is not None:
         script = str(HERE / "lm_tunix.py")
-        found["tunix"] = [str(args.tunix / "bin/python"), script, shape]
+        found["tunix"] = [str(args.tunix / "bin/python"), script, shape, *small]
     return found
 
 
@@ -152,8 +154,9 @@ def measure(args: Any) -> dict[str, Any]:
         "huge_pages": compare("vocabulary", HUGE_PAGES, args, FEW),
     }
     found["body"] = {"stock": compare("body", {}, args, FEW)}
-    found["loading"] = lm_whole.loading({**os.environ, **environment()})
-    found["whole_run"] = lm_whole.whole_run(args.steps, 3)
+    env = {**os.environ, **environment()}
+    found["loading"] = lm_whole.loading(env, args.small)
+    found["whole_run"] = lm_whole.whole_run(args.steps, 1 if args.small else 3)
     found["load_average"] = {"before": before, "after": os.getloadavg()}
     return found
 
@@ -167,8 +170,11 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="environment with torch and others")
     parser.add_argument("--tunix", type=Path, help="environment with google-tunix")
     parser.add_argument("--shape", default="vocabulary", choices=lm_steps.SHAPES)
+    parser.add_argument("--small", action="store_true", help="models that are tiny")
     parser.add_argument("--serve", help="this process only makes steps of a variant")
     args = parser.parse_args()
+    if args.small:
+        lm_steps.SHAPES.update(lm_steps.SMALL)
     if args.serve is not None:
         serve(lambda: lm_steps.ready_step(args.serve, args.shape))
         return

@@ -28,13 +28,15 @@ HEAD_DIM, EPS, BASE = 64, 1e-6, 10_000.0
 Params = dict[str, torch.Tensor]
 
 
-def hidden_states(params: Params, tokens: torch.Tensor) -> torch.Tensor:
+def hidden_states(
+    params: Params, tokens: torch.Tensor, head_dim: int = HEAD_DIM
+) -> torch.Tensor:
     """A Llama of [batch, time] tokens, without its head."""
     x = F.embedding(tokens, params["embed/embedding"])
     batch, time, width = x.shape
-    exponents = torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     angles = torch.arange(time)[:, None] * (BASE**-exponents).float()
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos().to(x), angles.sin().to(x)
 
     def rotated(y):
         a, b = y.chunk(2, dim=-1)
@@ -48,11 +50,14 @@ def hidden_states(params: Params, tokens: torch.Tensor) -> torch.Tensor:
         y = F.rms_norm(x, (width,), at("attention_norm/scale"), EPS)
         q, k, v = (
             (y @ at(f"attention/{name}/kernel"))
-            .view(batch, time, -1, HEAD_DIM)
+            .view(batch, time, -1, head_dim)
             .transpose(1, 2)
             for name in ("query", "key", "value")
         )
-        out = F.scaled_dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(
+            rotated(q), rotated(k), v, is_causal=True, enable_gqa=grouped
+        )
         out = out.transpose(1, 2).reshape(batch, time, -1)
         x = x + out @ at("attention/out/kernel")
         y = F.rms_norm(x, (width,), at("mlp_norm/scale"), EPS)

@@ -21,6 +21,11 @@ SHAPES = {
     "body": {"classes": 8192, "teacher": (512, 8), "student": (256, 6)},
 }
 """Classes, and width and layers of the models."""
+SMALL = {
+    "vocabulary": {"classes": 4096, "teacher": (128, 2), "student": (64, 1)},
+    "body": {"classes": 8192, "teacher": (128, 3), "student": (64, 2)},
+}
+"""The same names, for a look at whether all works."""
 BATCH, TIME, HEAD_DIM = 4, 256, 64
 TX = optax.adamw(1e-3, weight_decay=1e-4)
 

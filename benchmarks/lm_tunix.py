@@ -1,6 +1,6 @@
 """The step of `lm.py` by Tunix: its strategy of logits, in two programs as its trainer.
 
-    ENV/bin/python benchmarks/lm_tunix.py SHAPE
+    ENV/bin/python benchmarks/lm_tunix.py SHAPE [--small]
 
 The models are ours: Tunix takes any module of NNX.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from lm_steps import SHAPES, TX, batch_of, models_of, params_of
+from lm_steps import SHAPES, SMALL, TX, batch_of, models_of, params_of
 from lm_worker import serve
 from tunix.distillation.strategies.logit import LogitStrategy
 
@@ -56,4 +56,6 @@ def make(shape: str) -> tuple[Callable[[], float], dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    if "--small" in sys.argv[2:]:
+        SHAPES.update(SMALL)
     serve(lambda: make(sys.argv[1]))

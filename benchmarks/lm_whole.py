@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,9 @@ def run_rate(config: Config, workdir: Path) -> float:
     return (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
 
 
-def loading(env: dict[str, str]) -> dict[str, Any]:
+def loading(env: dict[str, str], small: bool = False) -> dict[str, Any]:
     """Peak of a process that loads a checkpoint of 1 GB, and what it holds then."""
+    write = "write_small" if small else "write"
 
     def in_a_process(word: str, path: str) -> Any:
         command = [sys.executable, __file__, word, path]
@@ -146,7 +147,7 @@ def loading(env: dict[str, str]) -> dict[str, Any]:
         return json.loads(done.stdout.splitlines()[-1])
 
     with tempfile.TemporaryDirectory() as folder:
-        in_a_process("write", folder)
+        in_a_process(write, folder)
         return in_a_process("load", folder)
 
 
@@ -172,8 +173,10 @@ def load(path: str) -> dict[str, Any]:
 def main() -> None:
     """One part, in a process of its own."""
     word, path = sys.argv[1:]
-    if word == "write":
-        save_pretrained(CHECKPOINT(nnx.Rngs(0)), path)
+    if word.startswith("write"):
+        small = replace(CHECKPOINT, num_layers=1)
+        made = small if word == "write_small" else CHECKPOINT
+        save_pretrained(made(nnx.Rngs(0)), path)
         print(json.dumps({}))
     else:
         print(json.dumps(load(path)))

@@ -30,13 +30,17 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def serve(make: Callable[[], tuple[Callable[[], float], dict[str, Any]]]) -> None:
+def serve(
+    make: Callable[[], tuple[Callable[[], float], dict[str, Any]]],
+    device_sizes: Callable[[], dict[str, int]] = dict,
+) -> None:
     """Make a step for each line of the input, and answer each with a line of JSON.
 
     Args:
       make: Returns the step, a function that returns its loss when all of it is done,
         and what is to be known of it. Call this after all imports: the memory that is
         counted is what the process has grown by since.
+      device_sizes: What is added to the sizes at the end, or replaces them.
     """
     level = size_of_process("VmRSS")
     step, facts = make()
@@ -57,7 +61,7 @@ def serve(make: Callable[[], tuple[Callable[[], float], dict[str, Any]]]) -> Non
             started = True
             forget_peak()
     sizes = {"peak_bytes": size_of_process("VmHWM") - level}
-    print(json.dumps(sizes), flush=True)
+    print(json.dumps(sizes | device_sizes()), flush=True)
 
 
 class Worker:
