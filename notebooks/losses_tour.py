@@ -151,7 +151,7 @@ fig, ax = plt.subplots(figsize=(7, 3.6))
 for (name, curve), color in zip(zip(some, curves), (BLUE, GREEN, PINK, ORANGE)):
     ax.plot(np.log(q / (1 - q)), curve, color=color, linewidth=2, label=name)
 odds = np.array([1e-5, 1e-3, 0.1, 0.5, 0.9, 0.999, 0.99999])
-ax.set_xticks(np.log(odds / (1 - odds)), ["1e-5", "0.001", "0.1", "0.5", "0.9", "0.999", "1 - 1e-5"])
+ax.set_xticks(np.log(odds / (1 - odds)), [f"{x:g}" for x in odds])
 ax.set(ylim=(0, 4), xlabel="q, the student's probability of the class", ylabel="loss")
 ax.set_title("A teacher that says 0.1")
 ax.legend(loc="upper center")
@@ -193,9 +193,8 @@ p, soft = np.asarray(jax.nn.softmax(logits)), np.asarray(jax.nn.softmax(logits /
 right = p.argmax(-1) == digits.target[1200:]
 shown = np.where(right & (p.max(-1) > 0.95), np.sort(soft, axis=-1)[:, -2], 0).argmax()
 ts = np.geomspace(0.5, 32, 30)
-norms = jax.jit(
-    jax.vmap(lambda t: jnp.linalg.norm(jax.grad(losses.forward_kl)(jnp.zeros(10), logits[shown], temperature=t)))
-)(ts)
+slope = jax.vmap(lambda t: jax.grad(losses.forward_kl)(jnp.zeros(10), logits[shown], temperature=t))
+norms = jnp.linalg.norm(jax.jit(slope)(ts), axis=-1)
 
 fig, (left, middle, last) = plt.subplots(1, 3, figsize=(11, 3), width_ratios=[1, 2, 2])
 left.imshow(digits.images[1200 + shown], cmap="Greys")
@@ -269,8 +268,8 @@ def table(seen, rows, columns):
     for (row, column), value in np.ndenumerate(seen):
         blind = abs(value) < 5e-4
         text = "0" if blind else f"{value:.2g}" if abs(value) < 9.95 else f"{value:.0f}"
-        style = {"color": GREEN, "weight": "bold"} if blind else {"color": "w" if abs(value) > 0.8 else "k"}
-        ax.text(column, row, text, ha="center", va="center", **style)
+        color = GREEN if blind else "w" if abs(value) > 0.8 else "k"
+        ax.text(column, row, text, ha="center", va="center", color=color)
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
     ax.xaxis.tick_top()
@@ -285,9 +284,8 @@ def seen_by(family, changes, teacher, unrelated):
     @jax.jit
     def measure(teacher, unrelated):
         students = [teacher, unrelated, *(change(teacher) for change in changes.values())]
-        return jax.lax.map(
-            lambda s: jnp.stack([jnp.mean(f(s, teacher)) for f in family.values()]), jnp.stack(students)
-        )
+        values = lambda s: jnp.stack([jnp.mean(f(s, teacher)) for f in family.values()])
+        return jax.lax.map(values, jnp.stack(students))
 
     best, far, *moved = np.asarray(measure(teacher, unrelated), np.float64)
     return np.stack([(value - best) / (far - best) for value in moved], axis=1)
@@ -335,14 +333,16 @@ table(seen_by(family, changes, softer[:64], softer[64:128]), list(family), list(
 # sample (`SampledLogits`, Anshumann et al., 2025) is noisy and right on average, for every class.
 # Renormalised, the best k are another teacher. On the left a student has the teacher's logits times
 # a number, and the least loss should lie at 1; on the right it knows nothing yet, and the mean of
-# its gradient is compared with the dense one.
+# its gradient is compared with the dense one. With more samples the error of their mean falls; that
+# of the best k stays.
 
 # %%
 zipf = jnp.log(jnp.arange(1.0, 513) ** -1.2)
 scales = jnp.linspace(0.5, 2, 16)
 student = scales[:, None] * zipf
 best = losses.SparseLogits.top_k(zipf, kept_classes)
-samples = losses.SampledLogits.draw(jax.random.key(4), jnp.broadcast_to(zipf, (400, 512)), kept_classes)
+rows = jnp.broadcast_to(zipf, (400, 512))
+samples = losses.SampledLogits.draw(jax.random.key(4), rows, kept_classes)
 
 
 @jax.jit
@@ -366,31 +366,33 @@ for name, (curve, color) in found.items():
     style = {"linewidth": 7, "alpha": 0.5} if name == "dense" else {"linewidth": 1.8}
     left.plot(scales, curve, color=color, label=name, **style)
     left.plot(scales[np.argmin(curve)], np.min(curve), "o", color=color)
-left.set(xlabel="student: the teacher's logits times", ylabel="cross-entropy, nats", ylim=(1.5, 8.5))
+left.set(xlabel="student: the teacher's logits times", ylabel="cross-entropy", ylim=(1.5, 8.5))
 left.set_title("Dots at the least; shade: 8 of 10 samples alone")
 left.legend(fontsize=8, loc="upper left", ncols=2)
 
 
 @jax.jit
-def wrong(target):
-    """Sum over classes of the error of the mean gradient, for a student that knows nothing."""
+def slopes(target):
+    """Gradients for a student that knows nothing, one for each sample."""
+    even = jnp.zeros((*getattr(target, "ids", zipf).shape[:-1], 512))
+    return jax.grad(lambda z: losses.soft_cross_entropy(z, target).sum())(even)
 
-    def loss(z, target):
-        shape = target.ids.shape[:-1] if hasattr(target, "ids") else ()
-        return jnp.mean(losses.soft_cross_entropy(jnp.broadcast_to(z, (*shape, 512)), target))
 
-    slope = jax.grad(loss)
-    return jnp.abs(slope(jnp.zeros(512), target) - slope(jnp.zeros(512), zipf)).sum()
+def wrong(slope):
+    return float(jnp.abs(slope - slopes(zipf)).sum())
 
 
 ks = [5, 12, 50]
 tops = [losses.SparseLogits.top_k(zipf, k) for k in ks]
-right.plot(ks, [wrong(top.renormalize()) for top in tops], "o-", color=ORANGE, label="renormalised")
-right.plot(ks, [wrong(top) for top in tops], "o-", color=GREEN, label="and a tail")
-for few, style in ((20, "o:"), (400, "o-")):
-    rows = jnp.broadcast_to(zipf, (few, 512))
-    drawn = [losses.SampledLogits.draw(jax.random.key(5), rows, k) for k in ks]
-    right.plot(ks, [wrong(one) for one in drawn], style, color=BLUE, label=f"mean of {few:,} samples")
+drawn = [slopes(losses.SampledLogits.draw(jax.random.key(5), rows, k)) for k in ks]
+errors = {
+    "renormalised": ([slopes(top.renormalize()) for top in tops], ORANGE, "o-"),
+    "and a tail": ([slopes(top) for top in tops], GREEN, "o-"),
+    "mean of 20 samples": ([slope[:20].mean(0) for slope in drawn], BLUE, "o:"),
+    "mean of 400 samples": ([slope.mean(0) for slope in drawn], BLUE, "o-"),
+}
+for name, (found, color, style) in errors.items():
+    right.plot(ks, [wrong(slope) for slope in found], style, color=color, label=name)
 right.set(xscale="log", ylim=(0, None), xlabel="classes kept or drawn")
 right.set_title("Error of the mean gradient: sum of absolute values")
 right.set_xticks(ks, ks)
@@ -402,10 +404,11 @@ plt.show()
 # ## Features
 #
 # The same table for what is between two layers: 64 digits seen by 16 filters, in 8x8 places; 1 is
-# as bad as other digits seen by other filters. A zero is a freedom of the student. `hidden_mse` (FitNets, Romero et al., 2015) leaves none, so it
-# wants a projection before it; `attention_transfer` (Zagoruyko and Komodakis, 2017) asks where,
-# `neuron_selectivity` (Huang and Wang, 2017) which patterns, `activation_boundary` (Heo et al.,
-# 2019) which side of zero, and `linear_cka` (Kornblith et al., 2019) accepts any rotation.
+# as bad as other digits seen by other filters. A zero is a freedom of the student. `hidden_mse`
+# (FitNets, Romero et al., 2015) leaves none, so it wants a projection before it;
+# `attention_transfer` (Zagoruyko and Komodakis, 2017) asks where, `neuron_selectivity` (Huang and
+# Wang, 2017) which patterns, `activation_boundary` (Heo et al., 2019) which side of zero, and
+# `linear_cka` (Kornblith et al., 2019) accepts any rotation.
 
 
 # %%
@@ -467,7 +470,8 @@ where = jnp.arange(16)[None] < 12
 values = losses.attention_map_kl(scores_student, scores_teacher, where=where)[0]
 
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 3.2), width_ratios=[1, 1, 1], sharey=True)
-for ax, scores, name in zip(axes, (scores_teacher, scores_student), ("teacher", "student, looks nearby")):
+both = {"teacher": scores_teacher, "student, looks nearby": scores_student}
+for ax, (name, scores) in zip(axes, both.items()):
     seen = jax.nn.softmax(jnp.where(where, scores[0, 0], -jnp.inf))
     ax.imshow(jnp.where(where.T, seen, jnp.nan), vmin=0, vmax=0.7)
     ax.set(title=f"Attention of the {name}", xlabel="token attended to")
@@ -485,7 +489,9 @@ plt.show()
 # far it is from the origin, only where it points.
 
 # %%
-cloud = jnp.array([[0.9, 2.3], [1.9, 1.2], [-1.5, 1.7], [-1.9, -0.6], [0.5, -1.8], [2.3, -0.7], [1.4, 0.9]])
+x = jnp.array([0.9, 1.9, -1.5, -1.9, 0.5, 2.3, 1.4])
+y = jnp.array([2.3, 1.2, 1.7, -0.6, -1.8, -0.7, 0.9])
+cloud = jnp.stack([x, y], axis=-1)
 ticks = jnp.linspace(-3, 3, 61)
 plane = jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
 relations = {
@@ -503,7 +509,7 @@ for ax, (name, loss) in zip(axes, relations.items()):
     ax.plot(*cloud[-1], "*", color=ORANGE, markersize=13)
     ax.plot(0, 0, "+", color="k")
     ax.set(title=name, aspect="equal")
-fig.supxlabel("Dark is more loss. Star: where the teacher has the point; cross: the origin.", fontsize=9)
+fig.supxlabel("Dark is more loss. Star: the teacher's point; cross: the origin.", fontsize=9)
 plt.show()
 
 # %% [markdown]
@@ -526,13 +532,14 @@ def preserved(kernel):
     return descend(lambda k: losses.similarity_preserving(narrow(k), target), kernel, 200, 0.01)
 
 
+shown = {"teacher": target, "before": narrow(start), "after": narrow(preserved(start))}
 fig, axes = plt.subplots(1, 3, figsize=(10, 3.5))
-for ax, name, kernel in zip(axes, ("teacher", "student, before", "student, after"), (None, start, preserved(start))):
-    x = target if kernel is None else narrow(kernel)
-    of = f": loss {losses.similarity_preserving(x, target):.1e}" if kernel is not None else ""
+for ax, (name, x) in zip(axes, shown.items()):
     rows = x @ x.T
     ax.imshow(rows / jnp.linalg.norm(rows, axis=-1, keepdims=True))
-    ax.set(title=name + of, xticks=[], yticks=[])
+    loss = float(losses.similarity_preserving(x, target))
+    title = name if x is target else f"student, {name}: loss {loss:.1e}"
+    ax.set(title=title, xticks=[], yticks=[])
 fig.supxlabel("100 digits by 100 digits, sorted by class; dark is alike", fontsize=9)
 plt.show()
 
@@ -557,7 +564,8 @@ angles = np.linspace(0, 180, 37)
 curves = np.stack([all_of(turned(np.deg2rad(angle))) for angle in angles], axis=1)
 unrelated = all_of(jax.random.normal(jax.random.key(11), (64, 16)) + 0.5)
 fig, ax = plt.subplots(figsize=(7, 3))
-for loss, curve, far, color, width in zip(of, curves, unrelated, (ORANGE, BLUE, GREEN, PINK), (2, 7, 4, 1.5)):
+styles = ((ORANGE, 2), (BLUE, 7), (GREEN, 4), (PINK, 1.5))
+for loss, curve, far, (color, width) in zip(of, curves, unrelated, styles):
     ax.plot(angles, curve / far, color=color, linewidth=width, label=loss.__name__)
 ax.set(xlabel="angle, degrees", ylabel="loss (1: unrelated features)")
 ax.set_title("A student that is its teacher, turned")
@@ -589,8 +597,10 @@ print("different gradients of the padding:", np.unique(gradient[6:]))
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
 cmap = plt.get_cmap("RdBu_r").with_extremes(bad="0.75")
-for ax, x, name in zip(axes, (student, gradient), ("Logits of the student (grey: nan)", "Gradient of the mean")):
-    ax.imshow(np.ma.masked_invalid(x), cmap=cmap, aspect="auto", vmin=-(most := np.nanmax(np.abs(x))), vmax=most)
+titles = ("Logits of the student (grey: nan)", "Gradient of the mean")
+for ax, x, name in zip(axes, (student, gradient), titles):
+    most = np.nanmax(np.abs(x))
+    ax.imshow(np.ma.masked_invalid(x), cmap=cmap, aspect="auto", vmin=-most, vmax=most)
     ax.axhline(5.5, color="k", linewidth=1)
     ax.set(title=name, xlabel="class")
 axes[0].set(ylabel="position")
@@ -623,12 +633,14 @@ def memory(num_tokens, width=128, vocabulary=32_000):
 sizes = (256, 1024, 4096, 16384)
 needed = [memory(n) for n in sizes]
 fig, ax = plt.subplots(figsize=(7, 3.4))
-ax.loglog(sizes, [n * 32_000 * 4 / 2**20 for n in sizes], color=GREY, linestyle="--", label="one array of logits")
+logits_mib = [n * 32_000 * 4 / 2**20 for n in sizes]
+ax.loglog(sizes, logits_mib, color=GREY, linestyle="--", label="one array of logits")
 for name, color in (("plain", ORANGE), ("fused", BLUE)):
     ax.loglog(sizes, [one[name] for one in needed], "o-", color=color, linewidth=2, label=name)
 ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
 ax.minorticks_off()
-ax.set(xlabel="tokens", ylabel="temporary memory, MiB", title="Forward KL and its gradient, 32,000 classes")
+ax.set(xlabel="tokens", ylabel="temporary memory, MiB")
+ax.set_title("Forward KL and its gradient, 32,000 classes")
 ax.legend()
 plt.show()
 

@@ -59,7 +59,7 @@ from distilljax.data import text
 from distilljax.planning import open_topology, plan
 from distilljax.planning.page import COLORS, page
 from distilljax.planning.search import search
-from distilljax.planning.words import balance_sentence, gib, lines, ranking, seconds
+from distilljax.planning.words import balance_sentence, gib, lines, ranking
 from distilljax.teachers import Placed
 
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10}
@@ -77,7 +77,7 @@ search_limit = 3  # @param {type:"integer"}
 #
 # A shape is all that a plan needs of a model. Each recipe also has a slice, a mesh, the sequences
 # of a step, and in how many parts they are done. `fsdp` splits parameters and sequences, `tensor`
-# splits the layers themselves.
+# splits the layers themselves. Another slice wants a mesh of as many devices.
 
 
 # %%
@@ -90,6 +90,7 @@ def decoder(vocab_size, width, layers, heads, kv_heads, ffn_width, head_dim=128,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         ffn_width=ffn_width,
+        max_length=32_768,
         scan=True,
         remat=jax.checkpoint_policies.nothing_saveable,
         **more,
@@ -107,38 +108,38 @@ qwen3 = {"qk_norm": True, "norm_eps": 1e-6, "rope": models.Rope(base=1_000_000.0
 untied = {"tied": False}
 recipes = {
     "tiny": {
-        "teacher": decoder(512, 64, 4, 2, 1, 128, head_dim=32, **untied),
-        "student": decoder(512, 32, 2, 2, 1, 64, head_dim=16, **untied),
-        "run": {"context": 64, "batch": 8, "accumulate": 1},
-        "where": ("v5e:2x2", "fsdp=4", "fsdp=2"),
+        "teacher": decoder(2_048, 64, 4, 2, 1, 128, head_dim=32, **untied),
+        "student": decoder(2_048, 32, 2, 2, 1, 64, head_dim=16, **untied),
+        "run": {"context": 128, "batch": 16, "accumulate": 1},
+        "where": ("v5e:2x2", "fsdp=4"),
     },
     "llama_70b_to_8b": {
         "teacher": decoder(128_256, 8_192, 80, 64, 8, 28_672, **untied),
         "student": decoder(128_256, 4_096, 32, 32, 8, 14_336, **untied),
         "run": {"context": 4_096, "batch": 512, "accumulate": 4},
-        "where": ("v5p:4x4x8", "fsdp=32,tensor=4", "fsdp=16,tensor=4"),
+        "where": ("v5p:4x4x8", "fsdp=32,tensor=4"),
     },
     "qwen3_32b_to_0.6b": {
         "teacher": decoder(151_936, 5_120, 64, 64, 8, 25_600, **qwen3, **untied),
         "student": decoder(151_936, 1_024, 28, 16, 8, 3_072, **qwen3),
         "run": {"context": 4_096, "batch": 512, "accumulate": 4},
-        "where": ("v6e:8x8", "fsdp=16,tensor=4", "fsdp=8,tensor=4"),
+        "where": ("v6e:8x8", "fsdp=16,tensor=4"),
     },
     "gemma2_9b_to_2b": {
         "teacher": gemma2(3_584, 42, 16, 8, 14_336),
         "student": gemma2(2_304, 26, 8, 4, 9_216),
         "run": {"context": 4_096, "batch": 512, "accumulate": 4},
-        "where": ("v5e:8x8", "fsdp=16,tensor=4", "fsdp=8,tensor=4"),
+        "where": ("v5e:8x8", "fsdp=16,tensor=4"),
     },
 }
 
 # %%
 chosen = recipes[recipe]
-slice_name, own_mesh, half = chosen["where"]
-slice_name = slice_name if topology == "as the recipe" else topology
-own_mesh = own_mesh if mesh == "as the recipe" else mesh
+slice_name = chosen["where"][0] if topology == "as the recipe" else topology
+own_mesh = chosen["where"][1] if mesh == "as the recipe" else mesh
+split = {axis: int(size) for axis, size in (part.split("=") for part in own_mesh.split(","))}
 if not slice_name.startswith("cpu:") and find_spec("libtpu") is None:
-    slice_name = "cpu:4"
+    slice_name = f"cpu:{np.prod(list(split.values()))}"
     print('No TPU compiler here, so plain CPUs are planned for: pip install "distilljax[plan]"')
 where = open_topology(slice_name)
 
@@ -183,29 +184,33 @@ print("\n".join(lines(found)))
 
 
 # %%
+BYTES = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+TIMES = {"s": 1, "ms": 1e-3, "µs": 1e-6}
+
+
+def unit(largest, units):
+    """The name and size of the unit in which the largest number is at least 1."""
+    return next(((name, size) for name, size in units.items() if largest >= size), ("", 1))
+
+
 def memory_bar(found):
-    programs = found.programs.items()
-    fig, ax = plt.subplots(figsize=(9, 1.6 + 0.5 * len(programs)))
-    longest, named = 0, set()
-    for row, (name, program) in enumerate(programs):
-        owners = program.owners if program.memory is None else program.memory.owners
+    fig, ax = plt.subplots(figsize=(9, 1.7 + 0.5 * len(found.programs)))
+    shown = [p.owners if p.memory is None else p.memory.owners for p in found.programs.values()]
+    longest, limit = max(sum(owners.values()) for owners in shown), found.programs["step"].limit
+    name, size = unit(longest, BYTES)
+    for row, owners in enumerate(shown):
         left = 0
-        for owner, size in owners.items():
-            label = owner if size and owner not in named else None
-            ax.barh(row, size, left=left, color=COLORS[owner], label=label, height=0.6)
-            left += size
-            named |= {owner} if size else set()
-        longest = max(longest, left)
-    limit = found.programs["step"].limit
+        for owner, n in owners.items():
+            label = None if row else owner
+            ax.barh(row, n / size, left=left / size, color=COLORS[owner], label=label, height=0.6)
+            left += n
     if limit is not None and limit < 20 * longest:
-        ax.axvline(limit, color="k", linewidth=1.5)
-    ax.set_xlim(0, longest * 1.05 if limit is None or limit > 20 * longest else max(longest, limit) * 1.05)
-    ticks = ax.get_xticks()[:-1]
-    ax.set_xticks(ticks, [gib(tick) for tick in ticks])
-    ax.set_yticks(range(len(programs)), [name for name, _ in programs])
-    of = "" if limit is None else f" (it has {gib(limit)})"
+        ax.axvline(limit / size, color="k", linewidth=1.5)
+    of = "" if limit is None else f", of {gib(limit)}"
     ax.set_title(f"Memory of a device at the peak{of}: {'fits' if found.fits else 'does not fit'}")
-    fig.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    ax.set(xlabel=name, yticks=range(len(shown)))
+    ax.set_yticklabels(found.programs)
+    fig.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     plt.show()
 
 
@@ -243,19 +248,20 @@ plt.show()
 def roofline_bars(found):
     fig, ax = plt.subplots(figsize=(9, 1.3 + 0.5 * len(found.programs)))
     shades = {"compute": "#1f5fa8", "memory": "#00795c", "interconnect": "#b5541c"}
-    for row, (name, program) in enumerate(found.programs.items()):
+    name, size = unit(found.seconds[1], TIMES)
+    for row, program in enumerate(found.programs.values()):
         line, left = program.roofline, 0.0
         for part, color in shades.items():
-            took = getattr(line, part)
+            took = getattr(line, part) / size
             ax.barh(row, took, left=left, color=color, height=0.6, label=None if row else part)
             left += took
         low, high = line.mfu
-        said = f" at least {seconds(line.at_least)}: {line.bound_by}\n MFU {low:.2f} to {high:.2f}"
+        said = f" at least {line.at_least / size:.3g} {name}: {line.bound_by}"
+        said += f"\n MFU {low:.2f} to {high:.2f}"
         ax.text(left, row, said, va="center", fontsize=8)
     ax.set_yticks(range(len(found.programs)), list(found.programs))
     ax.set_xlim(0, 1.35 * ax.get_xlim()[1])
-    ticks = ax.get_xticks()[:-1]
-    ax.set_xticks(ticks, [seconds(tick) if tick else "0" for tick in ticks])
+    ax.set_xlabel(name)
     ax.set_title("Roofline of a step, one part after the other")
     fig.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     plt.show()
@@ -270,27 +276,25 @@ else:
 # ## What else would do
 #
 # `search` compiles variants that train the same student on the same batch: chunks of the loss,
-# meshes, what is computed again, microbatches. The one at the lower left needs the least time and
-# the least memory. `search_limit` says how many are compiled.
+# meshes, what is computed again, microbatches. A long bar of time says that much depends on how
+# well the parts overlap. `search_limit` says how many are compiled.
 
 # %%
 rows = search(config, where, found, limit=search_limit, say=print)
 print("\n".join(ranking(rows)))
 
 fits = [row for row in rows if row["fits"]]
-fig, ax = plt.subplots(figsize=(8, 3.4))
-for i, row in enumerate(fits):
-    low, high = row["seconds"] or (i, i)
-    name = "\n".join(f"{k} {v}" for k, v in row["changes"].items()) or "as it is"
-    ax.plot([low, high], [row["peak"]] * 2, color=f"C{i}", linewidth=3, marker="|", label=name)
-ticks = ax.get_yticks()
-ax.set_yticks(ticks, [gib(tick) for tick in ticks])
-ax.set_title("Memory and time of what fits")
+names = ["\n".join(f"{k} {v}" for k, v in row["changes"].items()) or "as it is" for row in fits]
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 1.4 + 0.45 * len(fits)), sharey=True)
+name, size = unit(max(row["peak"] for row in fits), BYTES)
+left.barh(names, [row["peak"] / size for row in fits], color="#1f5fa8", height=0.6)
+left.set(title="Memory set aside on a device", xlabel=name)
 if found.seconds is not None:
-    ticks = ax.get_xticks()
-    ax.set_xticks(ticks, [seconds(tick) if tick > 0 else "" for tick in ticks])
-ax.set_xlabel("a step, from all overlapped to nothing" if found.seconds else "no times known")
-ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8, frameon=False)
+    name, size = unit(max(row["seconds"][1] for row in fits), TIMES)
+    low, high = np.array([row["seconds"] for row in fits]).T / size
+    right.barh(names, high - low, left=low, color="#b5541c", height=0.6)
+    right.set(title="A step, from all overlapped to nothing", xlabel=name, xlim=(0, None))
+left.invert_yaxis()
 plt.show()
 
 # %% [markdown]
@@ -300,6 +304,7 @@ plt.show()
 # one of them waits for the other: the balance says which, and how many devices would be even.
 
 # %%
+half = ",".join(f"{axis}={size}" for axis, size in (split | {"fsdp": split["fsdp"] // 2}).items())
 apart = replace(config, teacher=Placed(config.teacher, mesh=half), mesh=half)
 streamed = plan(apart, topology=where)
 memory_bar(streamed)
@@ -316,7 +321,8 @@ if even is not None:
 
 # %%
 whole = page(found.to_json() | {"search": rows})
-display(HTML(f'<div><iframe srcdoc="{html.escape(whole)}" width="100%" height="600"></iframe></div>'))
+frame = f'<iframe srcdoc="{html.escape(whole)}" width="100%" height="600"></iframe>'
+display(HTML(f"<div>{frame}</div>"))
 
 # %% [markdown]
 # Next: [planning](https://github.com/distilljax/distilljax/blob/main/docs/scale.md), with what each
