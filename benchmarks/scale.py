@@ -18,14 +18,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-from flax import nnx
 
 from distilljax.config import Config, load_experiment
 from distilljax.data import Loader
@@ -159,6 +157,7 @@ def facts(case: Case, made: Plan) -> dict[str, Any]:
     for axis in ("data", "fsdp"):
         rows //= step.mesh.get(axis, 1)
     classes = {shapes[0].vocab_size, shapes[0].vocab_size // tensor}
+    widths = {n for s in shapes for n in (s.width, s.width // step.mesh["fsdp"])}
     logits = rows * case.context * shapes[0].vocab_size // tensor
     arrays = list(arrays_of(Program(step.text)))
     square = [x for x in arrays if sum(n == case.context for n in x.dims) > 1]
@@ -170,17 +169,16 @@ def facts(case: Case, made: Plan) -> dict[str, Any]:
         "tokens_vocabulary": _some(
             x for x in arrays if classes & set(x.dims) and x.size >= logits
         ),
-        # the loss gathers kernels, by name, and nothing else
+        # a kernel has a width, and logits have none
         "gathered_logits": _some(
             s
             for c in gathered
             for s in c.shapes
-            if classes & set(s.dims)
-            and "fused_loss" in c.op_name
-            and "shard_map/all_gather" not in c.op_name
+            if classes & set(s.dims) and not widths & set(s.dims)
         ),
         "largest_gather": str(largest),
-        "largest_gather_of_teacher": largest.size / num_parameters(shapes[0]),
+        # of the largest kernel of a layer, or of the unembedding, along `tensor`
+        "largest_gather_of_kernel": largest.size / (_largest_kernel(shapes) // tensor),
     }
 
 
@@ -196,10 +194,8 @@ def _some(shapes: Any) -> list[str]:
     return sorted({str(shape) for shape in shapes})[:5]
 
 
-def num_parameters(shape: Any) -> int:
-    """Of a model, counted from its shapes."""
-    model = nnx.eval_shape(lambda: shape(nnx.Rngs(0)))
-    return sum(prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def _largest_kernel(shapes: Any) -> int:
+    return max(s.width * max(s.vocab_size, s.ffn_width) for s in shapes)
 
 
 def write_page(cases: dict[str, Any]) -> None:

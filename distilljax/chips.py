@@ -23,7 +23,7 @@ class Chip:
     peak_flops: float
     """Dense bfloat16 multiplications and additions per second."""
     memory_bytes: int
-    """Capacity of the high-bandwidth memory."""
+    """Of the high-bandwidth memory; of TPUs from v5e on, what their compiler has."""
     memory_bytes_per_sec: float
     """What moves between memory and the chip."""
     link_bytes_per_sec: float
@@ -32,6 +32,8 @@ class Chip:
     """Dimensions of the torus, with two links in each; 0: a switch, of one link."""
     source: str
     """Where the numbers are from."""
+    devices: int = 1
+    """How many devices JAX has of a chip."""
 
 
 _CLOUD = "Google Cloud, Cloud TPU documentation, "
@@ -39,7 +41,12 @@ _NVIDIA = "NVIDIA, data sheet, "
 
 
 def _chip(
-    name: str, kinds: tuple[str, ...], *numbers: float, axes: int = 0, source: str
+    name: str,
+    kinds: tuple[str, ...],
+    *numbers: float,
+    axes: int = 0,
+    source: str,
+    devices: int = 1,
 ) -> Chip:
     tflops, memory_gib, memory_gb_per_sec, link_gb_per_sec = numbers
     return Chip(
@@ -51,6 +58,7 @@ def _chip(
         link_gb_per_sec * 1e9,
         axes,
         source,
+        devices,
     )
 
 
@@ -61,14 +69,14 @@ CHIPS = {
     chip.name: chip
     for chip in (
         _chip("v4", ("TPU v4",), 275, 32, 1228, 50, axes=3, source=_CLOUD + "v4"),
-        _chip("v5e", ("TPU v5 lite", "TPU v5e"), 197, 16, 819, 50, axes=2,
+        _chip("v5e", ("TPU v5 lite", "TPU v5e"), 197, 15.75, 819, 50, axes=2,
               source=_CLOUD + "v5e"),
-        _chip("v5p", ("TPU v5", "TPU v5p"), 459, 95, 2765, 100, axes=3,
+        _chip("v5p", ("TPU v5", "TPU v5p"), 459, 95.74, 2765, 100, axes=3,
               source=_CLOUD + "v5p"),
-        _chip("v6e", ("TPU v6 lite", "TPU v6e"), 918, 32, 1638, 100, axes=2,
+        _chip("v6e", ("TPU v6 lite", "TPU v6e"), 918, 31.25, 1638, 100, axes=2,
               source=_CLOUD + "v6e"),
-        _chip("tpu7x", ("TPU7x",), 2307, 192, 7380, 100, axes=3,
-              source=_CLOUD + "TPU7x"),
+        _chip("tpu7x", ("TPU7x",), 2307, 189.5, 7380, 100, axes=3,
+              source=_CLOUD + "TPU7x", devices=2),
         _chip("l4", ("NVIDIA L4",), 121, 24, 300, 32, source=_NVIDIA + "L4"),
         _chip("l40s", ("NVIDIA L40S",), 362, 48, 864, 32, source=_NVIDIA + "L40S"),
         _chip("a100", ("NVIDIA A100",), 312, 80, 2039, 300,

@@ -63,7 +63,7 @@ class Meter:
         self.flops = flops
         self.num_devices = num_devices
         chip = chip_of(kind)
-        self._peak = None if chip is None else chip.peak_flops
+        self._peak = None if chip is None else chip.peak_flops / chip.devices
         self._productive = 0.0
         self._stepping = False
         self.begin()

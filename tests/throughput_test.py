@@ -57,7 +57,9 @@ def test_mfu_is_of_all_chips(clock, chip):
     assert found["tokens_per_second_per_chip"] == 1600
     assert "examples_per_second_per_chip" not in found
     assert found["flops_per_second_per_chip"] == 4e12 * 50 / 4
-    assert found["mfu"] == pytest.approx(4e12 * 50 / 4 / chip.peak_flops)
+    assert found["mfu"] == pytest.approx(
+        4e12 * 50 / 4 / (chip.peak_flops / chip.devices)
+    )
 
 
 def test_of_an_unknown_chip_there_is_no_mfu(clock):

@@ -6,10 +6,12 @@ import difflib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 VERBS = {
     "train": "train a student (or a teacher), or resume: CONFIG --workdir W",
@@ -26,13 +28,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0, 1 for an error, 2 for a wrong command."""
     try:
         try:
-            return _main(list(sys.argv[1:] if argv is None else argv))
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+        except BaseException as error:
+            if _peers() is not None and not isinstance(error, BrokenPipeError):
+                traceback.print_exc()
+                _peers().leave(1)
+            raise
         finally:
             sys.stdout.flush()
+        if _peers() is not None:
+            _peers().leave(code)
+        return code
     except BrokenPipeError:
         # who read the output, such as head, has gone: what is left would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _peers() -> Any:
+    """Who watches the other processes, if this is one of several; see `peers`."""
+    module = sys.modules.get("distilljax.cli.multihost")
+    return None if module is None else module.PEERS
 
 
 # libtpu on a machine that is no TPU: as `distilljax[plan]` brings it. JAX would ask the
@@ -91,10 +107,10 @@ def _main(arguments: list[str]) -> int:
         return 130
 
 
-def _ours(traceback: TracebackType | None) -> bool:
+def _ours(frame: TracebackType | None) -> bool:
     """True if distilljax itself raised: an error in a user's code shows where it is."""
     module = ""
-    while traceback is not None:
-        module = traceback.tb_frame.f_globals.get("__name__", "")
-        traceback = traceback.tb_next
+    while frame is not None:
+        module = frame.tb_frame.f_globals.get("__name__", "")
+        frame = frame.tb_next
     return module.split(".")[0] == "distilljax"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import threading
@@ -15,6 +14,15 @@ from distilljax.cli.peers import Peers
 
 def initialize(args: Namespace) -> None:
     """Join the other processes if asked to; before anything else touches a device."""
+    global PEERS
+    PEERS = _join(args)
+
+
+# Who watches the other processes of this one, if there are any.
+PEERS: Peers | None = None
+
+
+def _join(args: Namespace) -> Peers | None:
     given = {
         "coordinator_address": args.coordinator,
         "num_processes": args.num_processes,
@@ -30,7 +38,7 @@ def initialize(args: Namespace) -> None:
                 "not given",
                 "Add --multihost, or leave them out for a single process.",
             )
-        return
+        return None
     import jax
     from jax._src import distributed  # its store has no public name
 
@@ -48,6 +56,15 @@ def initialize(args: Namespace) -> None:
     try:
         # on TPU, GKE and SLURM, JAX finds by itself what is not given
         jax.distributed.initialize(**options)
+    except ValueError as error:
+        fail(
+            "distilljax",
+            "--multihost",
+            "find the other processes",
+            f"an error of JAX: {error}",
+            "Say where they are: --coordinator HOST:PORT --num-processes N "
+            "--process-id I. On TPU slices, GKE and SLURM JAX finds them by itself.",
+        )
     finally:
         deadline.cancel()
     if jax.process_count() > 1:
@@ -58,7 +75,8 @@ def initialize(args: Namespace) -> None:
             args.peer_timeout_secs,
         )
         peers.start()
-        atexit.register(peers.leave)
+        return peers
+    return None
 
 
 def _give_up(args: Namespace) -> NoReturn:

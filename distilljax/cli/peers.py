@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 _KEY = "distilljax/alive/{}"
-_DONE = "done"
+_DONE, _FAILED = "done", "failed"
 
 
 class Peers(threading.Thread):
@@ -36,59 +36,78 @@ class Peers(threading.Thread):
             other: ("", time.monotonic()) for other in range(count) if other != process
         }
         self._over = threading.Event()
+        self._answered = time.monotonic()
 
     def run(self) -> None:
         """Until `leave`, or until one of the others is silent for too long."""
         beat = 0
         while not self._over.is_set():
             beat += 1
+            gone = None
             try:
                 self._say(str(beat))
-                silent = self._silent()
+                gone = self._gone()
+                self._answered = time.monotonic()
             except Exception as error:  # noqa: BLE001  whatever the store raises
-                if not self._over.is_set():
-                    self._end(0, str(error).splitlines()[0])
-                return
-            if silent is not None and not self._over.is_set():
-                self._end(silent, f"nothing since {self._timeout:.0f} s")
-                return
+                if time.monotonic() - self._answered > self._timeout:
+                    gone = 0, str(error).splitlines()[0]
+            if gone is not None and not self._over.is_set():
+                with contextlib.suppress(Exception):
+                    self._say(_FAILED)
+                self._end(*gone)
             self._over.wait(min(5.0, self._timeout / 4))
 
-    def leave(self) -> None:
-        """Tell the others that this process has ended as it should."""
+    def leave(self, code: int) -> None:
+        """Tell the others that this process ends, and whether as it should.
+
+        With an error it ends here: at its end JAX would wait for the others, which wait
+        for this one.
+        """
         self._over.set()
         with contextlib.suppress(Exception):  # process 0 may have gone before
-            self._say(_DONE)
+            self._say(_DONE if code == 0 else _FAILED)
+        if code != 0:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if self._process == 0:  # the others read it here
+                self._wait_for_others(min(15.0, self._timeout))
+            os._exit(code)
+
+    def _wait_for_others(self, seconds: float) -> None:
+        """Until all have ended, or they have had the time to."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(Exception):
+            while time.monotonic() < deadline:
+                said = self._client.key_value_dir_get(_KEY.format(""))
+                if sum(word in (_DONE, _FAILED) for _, word in said) > len(self._seen):
+                    return
+                time.sleep(0.2)
 
     def _say(self, word: str) -> None:
         self._client.key_value_set(
             _KEY.format(self._process), word, allow_overwrite=True
         )
 
-    def _silent(self) -> int | None:
-        """The first process from which nothing came for too long."""
+    def _gone(self) -> tuple[int, str] | None:
+        """The first process that has failed or is silent for too long; and why."""
         now = time.monotonic()
+        said = self._client.key_value_dir_get(_KEY.format(""))
+        words = {int(key.rsplit("/", 1)[-1]): word for key, word in said}
         for other, (last, when) in self._seen.items():
-            word = self._read(other)
+            word = words.get(other, "")
+            if word == _FAILED:
+                return other, "an error there, which it has printed"
             if word not in ("", last):
                 self._seen[other] = (word, now)
             elif word != _DONE and now - when > self._timeout:
-                return other
+                return other, f"nothing since {self._timeout:.0f} s"
         return None
-
-    def _read(self, other: int) -> str:
-        try:
-            return self._client.key_value_try_get(_KEY.format(other))
-        except Exception as error:
-            if "NOT_FOUND" in str(error):
-                return ""  # it has not begun yet
-            raise
 
     def _end(self, other: int, got: str) -> None:
         print(
             f"error: distilljax: process {other} of {len(self._seen) + 1} must "
-            f"answer within {self._timeout:.0f} s, got {got}. It was killed, or its "
-            "machine is gone, and this process ends too. The same command everywhere "
+            f"answer within {self._timeout:.0f} s, got {got}. It failed, was killed, "
+            "or its machine is gone; this process ends too. The same command on all "
             "goes on from the last checkpoint; --peer-timeout-secs waits longer.",
             file=sys.stderr,
             flush=True,

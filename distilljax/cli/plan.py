@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from distilljax._checks import fail
 from distilljax.cli.overrides import make_parser, parse, plan
-from distilljax.config import Config
+from distilljax.config import Config, to_json
 
 DESCRIPTION = """\
 Compile the training step of a config for a TPU slice that need not be there, and say
@@ -21,7 +22,7 @@ and how long a step takes at least. No weights are read; of text, no data.
   distilljax plan configs/lm/llama_70b_to_8b.py --topology v5p:4x4x8
   distilljax plan configs/lm/llama_70b_to_8b.py --topology v5p:4x4x8 \\
       --mesh=fsdp=16,tensor=8 --loader.batch-size=256 --accumulate=2
-  distilljax plan configs/digits/all_data.py            # for this machine
+  distilljax plan configs/digits/teacher.py             # for this machine
 
 Fields of the config are overridden as for `train`. A step that does not fit is an
 answer too, and ends with exit code 3. Times are those of a roofline, not measured.
@@ -61,36 +62,62 @@ def main(argv: Sequence[str]) -> int:
     args, experiment, overrides = parse(parser, argv)
     seeds, arms = [args.seed or 0], [args.arm] if args.arm else None
     (run,) = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
+    if args.search_limit < 1:
+        parser.error("--search-limit is how many variants to compile: at least 1")
     if args.topology != "local":
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler is all that runs
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # the compiler is all that runs
     return _plan(run.config, args)
 
 
 def _plan(config: Config, args: Namespace) -> int:
-    from distilljax.metrics import write_atomically
     from distilljax.planning import open_topology
     from distilljax.planning import plan as compile_plan
-    from distilljax.planning.page import page
     from distilljax.planning.search import search
     from distilljax.planning.words import lines, ranking
 
+    folder = None if args.out is None else _folder(args.out)
     topology = open_topology(args.topology)
     found = compile_plan(config, topology)
     print("\n".join(lines(found)), flush=True)
-    result = found.to_json()
+    result = found.to_json() | {"config": to_json(config)}
+    if folder is not None:
+        _write(folder, result, found.programs)
     if args.search:
         print("\nsearch:", flush=True)
         tried = search(config, topology, found, limit=args.search_limit, say=print)
         print("\n".join(ranking(tried)))
         result["search"] = tried
-    if args.out:
-        folder = Path(args.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result, indent=1) + "\n"
-        write_atomically(folder / "plan.json", text)
-        write_atomically(folder / "plan.html", page(result))
-        for name, program in found.programs.items():
-            packed = gzip.compress(program.text.encode())
-            write_atomically(folder / f"{name.replace(' ', '_')}.hlo.gz", packed)
+        if folder is not None:
+            _write(folder, result, found.programs)
+    if folder is not None:
         print(f"wrote {folder / 'plan.json'}, plan.html and the compiled programs")
     return 0 if found.fits else 3
+
+
+def _folder(path: str) -> Path:
+    """Made before anything is compiled."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(
+            "plan",
+            "--out",
+            "be a folder that can be written",
+            f"{path!r} ({error.strerror})",
+            "Choose another.",
+        )
+    return folder
+
+
+def _write(folder: Path, result: Any, programs: Any) -> None:
+    from distilljax.metrics import write_atomically
+    from distilljax.planning.page import page
+
+    write_atomically(folder / "plan.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(folder / "plan.html", page(result))
+    for name, program in programs.items():
+        packed = gzip.compress(program.text.encode())
+        write_atomically(folder / f"{name.replace(' ', '_')}.hlo.gz", packed)

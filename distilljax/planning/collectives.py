@@ -66,16 +66,20 @@ def collectives(program: Program, mesh: Any) -> list[Collective]:
       mesh: Its mesh: groups are named by the axes along which they lie.
     """
     found = []
-    for instruction, times in program.executed():
+    for inside, instruction, times in program.executed_in():
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS or instruction.opcode.endswith("-done"):
             continue
+        shapes = _result(instruction, kind)
+        if kind == "all-reduce" and "all-reduce-scatter" in inside:
+            # as libtpu writes one: each device keeps its share of the sum
+            kind, shapes = "reduce-scatter", program.computations[inside].root.shapes
         groups = _first_group(instruction)
         size = len(groups) if groups else mesh.size
         found.append(
             Collective(
                 kind,
-                _result(instruction, kind),
+                shapes,
                 size,
                 _axes(groups, mesh),
                 times,
@@ -132,8 +136,10 @@ def _result(instruction: Instruction, kind: str) -> tuple[Shape, ...]:
 def _first_group(instruction: Instruction) -> list[int]:
     """The devices of one group; of a permutation, one that sends and who receives."""
     text = instruction.attributes
-    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
-        return sorted({int(match[1]), int(match[2])})
+    if match := re.search(r"source_target_pairs=\{(\{[^=]*\})\}", text):
+        pairs = re.findall(r"\{(\d+),(\d+)\}", match[1])
+        apart = [(int(a), int(b)) for a, b in pairs if a != b]
+        return sorted(apart[0]) if apart else []
     if match := re.search(
         r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
     ):

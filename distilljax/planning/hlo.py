@@ -175,9 +175,14 @@ class Program:
 
     def executed(self) -> Iterator[tuple[Instruction, int]]:
         """Every instruction that runs, with how often it does."""
+        for _, instruction, times in self.executed_in():
+            yield instruction, times
+
+    def executed_in(self) -> Iterator[tuple[str, Instruction, int]]:
+        """The same, after the name of the computation that it is in."""
         for name, times in self.times.items():
             for instruction in self.computations[name].instructions.values():
-                yield instruction, times
+                yield name, instruction, times
 
     def trips(self, computation: Computation, loop: Instruction) -> int:
         """How often a loop's body runs."""

@@ -235,8 +235,8 @@ def _compiled(
         with jax.set_mesh(mesh):
             compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+        if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error):
+            raise  # a kernel that does not fit on the chip is nobody's memory
         used, limit = _needs(str(error), sum(owners.values()))
         return ProgramPlan(
             **{**known, "limit": limit or topology.memory_bytes},

@@ -17,6 +17,8 @@ from distilljax._checks import fail
 from distilljax.chips import CHIPS, Chip, chip_of
 
 LOCAL = "local"
+# Of v4 the compiler describes other devices than a slice has.
+_GENERATIONS = ("v5e", "v5p", "v6e", "tpu7x")
 # The metadata server of a cloud that this machine is not in would be waited for.
 _NOT_ON_A_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -76,14 +78,23 @@ def open_topology(name: str = LOCAL) -> Topology:
     if simulated := re.fullmatch(r"cpu:([1-9]\d*)", name):
         return Topology(name, _simulated(int(simulated[1])), None, is_real=True)
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", name)
-    if match is None or (match[1] not in CHIPS or not CHIPS[match[1]].torus_axes):
+    if match is None or match[1] not in _GENERATIONS:
         fail(
             "plan",
             "--topology",
             f"be {LOCAL!r}, cpu:N, or GENERATION:SHAPE with a generation of "
-            f"{', '.join(n for n, chip in CHIPS.items() if chip.torus_axes)}",
+            f"{', '.join(_GENERATIONS)}",
             repr(name),
             'Write for example "v5p:4x4x8" or "v5e:8x8".',
+        )
+    if match[2].count("x") + 1 != CHIPS[match[1]].torus_axes:
+        fail(
+            "plan",
+            "--topology",
+            f"have {CHIPS[match[1]].torus_axes} dimensions for {match[1]}, whose chips "
+            "are a torus of so many",
+            repr(name),
+            'Write for example "v5e:8x8" or "v5p:4x4x8".',
         )
     devices = _described(name)
     chips = prod(int(size) for size in match[2].split("x"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from distilljax.planning.hlo import Computation, Instruction, Program, Shape
 
 # They name arrays, and move none.
@@ -54,11 +56,27 @@ def _of(instruction: Instruction, inside: Computation, program: Program) -> int:
         called = program.computations.get(instruction.called["calls"][0])
         if called is not None:
             return _of_fusion(instruction, inside, called)
+    if opcode.endswith("-start"):
+        return _started(instruction, inside)
     read = 0
     for name in instruction.operands:
         operand = inside.instructions.get(name)
         read += 0 if operand is None else _in_memory(operand.shapes)
     return read + _in_memory(instruction.shapes)
+
+
+def _started(instruction: Instruction, inside: Computation) -> int:
+    """What an asynchronous operation reads and writes: its result has both in it."""
+    operands = [inside.instructions.get(name) for name in instruction.operands]
+    read = [shape for one in operands if one is not None for shape in one.shapes]
+    arrays = [shape for shape in instruction.shapes if shape.dims]
+    if instruction.opcode == "copy-start":
+        written = arrays[:1]  # the destination is before the operand
+    elif instruction.opcode == "all-reduce-start":
+        written = arrays
+    else:
+        written = arrays[len(read) :]
+    return _in_memory(tuple(read)) + _in_memory(tuple(written))
 
 
 def _of_fusion(
@@ -70,18 +88,13 @@ def _of_fusion(
         operand = inside.instructions.get(name)
         if operand is None or not _in_memory(operand.shapes):
             continue
-        users = [
-            one
-            for one in called.instructions.values()
-            if parameter.name in one.operands
-        ]
+        users = list(_users(parameter, called))
         sliced = users and all(
-            (one.opcode in _PARTS and one.operands[0] == parameter.name)
-            or _updates(one, parameter)
-            for one in users
+            (one.opcode in _PARTS and name == one.operands[0]) or _updates(one, name)
+            for one, name in users
         )
         if sliced:
-            total += sum(_touched(one, called) for one in users)
+            total += sum(_touched(one, called) for one, _ in users)
         else:
             total += _in_memory(operand.shapes)
     root = called.root
@@ -89,14 +102,26 @@ def _of_fusion(
     if root.opcode == "tuple":
         parts = [called.instructions[name] for name in root.operands]
     for part, shape in zip(parts, instruction.shapes, strict=False):
+        while part.opcode == "bitcast" and part.operands[0] in called.instructions:
+            part = called.instructions[part.operands[0]]
         if not shape.on_chip:
             written = part.opcode == "dynamic-update-slice"
             total += _touched(part, called) if written else shape.nbytes
     return total
 
 
-def _updates(one: Instruction, parameter: Instruction) -> bool:
-    return one.opcode == "dynamic-update-slice" and one.operands[0] == parameter.name
+def _users(one: Instruction, called: Computation) -> Iterator[tuple[Instruction, str]]:
+    """Who reads a value, under another name too: a bitcast moves nothing."""
+    for other in called.instructions.values():
+        if one.name in other.operands:
+            if other.opcode == "bitcast":
+                yield from _users(other, called)
+            else:
+                yield other, one.name
+
+
+def _updates(one: Instruction, name: str) -> bool:
+    return one.opcode == "dynamic-update-slice" and one.operands[0] == name
 
 
 def _touched(one: Instruction, called: Computation) -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks/scale.py")
+scale = importlib.util.module_from_spec(SPEC)
+sys.modules["scale"] = scale  # dataclasses look their module up
+SPEC.loader.exec_module(scale)
 CASES = json.loads((ROOT / "benchmarks/results/scale.json").read_text())["cases"]
 COMPILED = {n: c for n, c in CASES.items() if c["programs"]["step"]["memory"]}
 FUSED = {n: c for n, c in COMPILED.items() if not c["plain"]}
@@ -61,7 +67,7 @@ def test_each_recipe_was_looked_at_where_a_width_is_not_the_context():
 
 @pytest.mark.parametrize("name", FUSED)
 def test_no_kernel_of_the_teacher_is_gathered_for_all_layers(name):
-    assert FUSED[name]["facts"]["largest_gather_of_teacher"] < 0.05
+    assert FUSED[name]["facts"]["largest_gather_of_kernel"] <= 1
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -88,6 +94,6 @@ def test_more_groups_of_chips_cost_no_memory_and_the_loss_sends_no_more():
 
 def test_the_page_has_these_numbers():
     page = (ROOT / "docs/scale.md").read_text()
-    for name in CASES:
-        shown = f"| {name} |" if name in RECIPES else "fsdp=4,tensor=4"
-        assert shown in page
+    lines = [*scale.recipes(CASES), *scale.weak(CASES)]
+    assert len(lines) == 4 + len(CASES)
+    assert [line for line in lines if line not in page] == []

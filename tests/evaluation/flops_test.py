@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import nnx
 
 from distilljax.evaluation.flops import count_flops
 from distilljax.models import DecoderConfig
+from distilljax.models.attention import blocked_attention
 
 X = jnp.ones((2, 8))
 
@@ -58,3 +60,31 @@ def test_of_branches_by_kind_of_device_the_one_for_any_counts():
         return jax.lax.platform_dependent(x, **kinds)
 
     assert count_flops(by_device, X) == 2 * (2 * 2 * 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [
+        ({}, 4 + 3 + 2 + 1),
+        ({"causal": False}, 16),
+        ({"window": 17}, 4 + 3),  # itself and one block before it
+        ({"window": 18}, 4 + 3 + 2),
+        ({"window": 17, "causal": False}, 4 + 2 * 3),
+    ],
+)
+def test_attention_grows_with_the_blocks_that_are_seen(options, pairs):
+    """Two products for each pair of blocks of 16 positions; there are four blocks."""
+    x = jax.ShapeDtypeStruct((1, 64, 2, 8), "float32")
+
+    def attend(x):
+        return blocked_attention(x, x, x, block=16, **options)
+
+    assert count_flops(attend, x) == pairs * 2 * (2 * 16 * 16 * 8 * 2)
+
+
+def test_attention_of_four_times_the_context_takes_sixteen_times_as_much():
+    def full(length):
+        x = jax.ShapeDtypeStruct((1, length, 1, 8), "float32")
+        return count_flops(lambda x: blocked_attention(x, x, x, causal=False), x)
+
+    assert full(4096) == 16 * full(1024) == 4 * 4096**2 * 8

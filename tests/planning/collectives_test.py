@@ -77,3 +77,44 @@ def test_in_a_loop_it_is_sent_each_time():
 
 def test_nothing_is_sent_where_nothing_has_to_be():
     assert sent(jnp.sin, P(("data", "fsdp", "tensor"))) == []
+
+
+SCATTERED = """
+HloModule m
+
+%all-reduce-scatter (p: f32[16,32]) -> f32[4,32] {
+  %p = f32[16,32]{1,0} parameter(0)
+  %r = f32[16,32]{1,0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  %i = s32[] constant(0)
+  ROOT %s = f32[4,32]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={4,32}
+}
+
+ENTRY %main (p: f32[16,32]) -> f32[4,32] {
+  %p = f32[16,32]{1,0} parameter(0)
+  ROOT %f = f32[4,32]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+SHIFTED = """
+HloModule m
+
+ENTRY %main (p: f32[16,32]) -> f32[16,32] {
+  %p = f32[16,32]{1,0} parameter(0)
+  ROOT %c = f32[16,32]{1,0} collective-permute(%p), source_target_pairs={{0,0},{1,2}}
+}
+"""
+
+
+def test_a_scattered_sum_of_a_tpu_is_told_from_a_whole_one():
+    mesh = mesh_from_string("fsdp=4", jax.devices()[:4])
+    (one,) = collectives(Program(SCATTERED), mesh)
+    assert (one.kind, one.axes) == ("reduce-scatter", ("fsdp",))
+    assert one.bytes_per_step == 16 * 32 * 4 * 3 // 4
+
+
+def test_a_permutation_is_named_by_those_that_really_send():
+    mesh = mesh_from_string("data=2,fsdp=2", jax.devices()[:4])
+    (one,) = collectives(Program(SHIFTED), mesh)
+    assert one.axes == (
+        "data",
+        "fsdp",
+    )  # from 1, which is (0, 1), to 2, which is (1, 0)

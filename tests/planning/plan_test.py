@@ -183,6 +183,9 @@ def test_a_search_leaves_the_batch_and_the_student_alone(here):
         ("v5p", "GENERATION:SHAPE"),
         ("v9:2x2", "GENERATION:SHAPE"),
         ("h100:8", "GENERATION:SHAPE"),
+        ("v4:2x2x2", "GENERATION:SHAPE"),
+        ("v5e:4x4x4", "have 2 dimensions for v5e"),
+        ("v5p:4x4", "have 3 dimensions for v5p"),
         ("cpu:900", "at most 8 devices"),
     ],
 )
@@ -218,7 +221,7 @@ def test_a_recipe_compiles_for_a_slice_that_is_not_here():
     found = plan(replace(config, mesh="fsdp=2,tensor=2"), "v5e:2x2")
     step = found.programs["step"]
     assert found.fits
-    assert step.limit == 16 * 2**30
+    assert step.limit == 15.75 * 2**30
     assert step.roofline.bound_by in ("compute", "memory", "interconnect")
     assert found.seconds[0] <= found.seconds[1]
     assert found.to_json()["versions"]["libtpu"]
