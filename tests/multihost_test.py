@@ -271,3 +271,52 @@ def test_two_processes_evaluate_as_one_and_the_first_speaks(together):
     accuracy = f"{results['student']['accuracy']:.4f}"
     assert accuracy[:5] in outputs[0], outputs
     assert accuracy[:5] not in outputs[1]
+
+
+FAILING = """
+from dataclasses import dataclass, replace
+from distilljax.config import load_experiment
+
+
+@dataclass(frozen=True)
+class Failing:
+    data: object
+
+    def __call__(self):
+        import jax
+
+        if jax.process_index() == 1:
+            raise RuntimeError("a shard that cannot be read")
+        return self.data()
+
+
+def config(seed=0):
+    found = load_experiment({path!r}).config(seed)
+    return replace(found, data=Failing(found.data))
+"""
+
+
+def test_a_process_that_fails_ends_the_other_at_once(tmp_path):
+    """Its error is of a user's code, on one host; the other is not left waiting."""
+    path = tmp_path / "failing.py"
+    path.write_text(FAILING.format(path=DIGITS))
+    words = ["--steps=20", "--peer-timeout-secs=40"]
+    with Processes(2, tmp_path / "run", *words, config=str(path)) as processes:
+        processes.running[1].wait(timeout=120)
+        start = time.monotonic()
+        assert processes.codes(timeout_secs=60) == [1, 1], processes.outputs
+        assert time.monotonic() - start < 30
+    assert "a shard that cannot be read" in processes.outputs[1]
+    assert "process 1 of 2" in processes.outputs[0]
+    assert "an error there, which it has printed" in processes.outputs[0]
+
+
+def test_several_processes_without_a_coordinator_are_told_what_is_missing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "distilljax", "train", DIGITS, "--workdir", tmp_path,
+         "--multihost"],
+        capture_output=True, text=True, env=environment(num_devices=1), timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "--coordinator HOST:PORT --num-processes N --process-id I" in done.stderr
+    assert "Traceback" not in done.stderr
