@@ -239,7 +239,13 @@ def recipes(cases: dict[str, Any]) -> list[str]:
             f"{gib(sent)} | {seconds(line['compute'])} / {seconds(line['memory'])} / "
             f"{seconds(line['interconnect'])} | {line['mfu'][1]:.2f} |"
         )
-    return out
+    return out + _missing(CASES, cases)
+
+
+def _missing(wanted: list[Case], cases: dict[str, Any]) -> list[str]:
+    """What has not been compiled yet, said under the table."""
+    names = [case.name for case in wanted if case.name not in cases]
+    return ["", f"Not compiled yet: {'; '.join(names)}."] if names else []
 
 
 def weak(cases: dict[str, Any]) -> list[str]:
@@ -263,7 +269,7 @@ def weak(cases: dict[str, Any]) -> list[str]:
             f"| {result['num_devices']:,} | {case.mesh} | {gib(memory['allocated'])} | "
             f"{gib(memory['peak'])} | {gib(step['loss_bytes'])} | {gib(over_data)} |"
         )
-    return out
+    return out + _missing(WEAK, cases)
 
 
 if __name__ == "__main__":
