@@ -32,7 +32,7 @@ test: $(VENV)/.test-installed  ## Run all tests
 	$(PYTEST)
 
 test-fast: $(VENV)/.test-installed  ## Run the tests that take no more than seconds
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" $(ARGS)
 
 notebooks: $(VENV)/.test-installed  ## Execute the notebooks
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --nbmake notebooks/*.ipynb
