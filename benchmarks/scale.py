@@ -204,8 +204,8 @@ def write_page(cases: dict[str, Any]) -> None:
     for mark, lines in (("recipes", recipes(cases)), ("weak", weak(cases))):
         body = "\n".join(lines)
         text = re.sub(
-            rf"(<!-- {mark} -->\n).*?(\n<!-- /{mark} -->)",
-            lambda m, body=body: f"{m[1]}{body}{m[2]}",
+            rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
+            lambda m, body=body: f"{m[1]}{body}\n{m[2]}",
             text,
             flags=re.S,
         )
@@ -239,13 +239,16 @@ def recipes(cases: dict[str, Any]) -> list[str]:
             f"{gib(sent)} | {seconds(line['compute'])} / {seconds(line['memory'])} / "
             f"{seconds(line['interconnect'])} | {line['mfu'][1]:.2f} |"
         )
-    return out + _missing(CASES, cases)
+    return _with_missing(out, CASES, cases)
 
 
-def _missing(wanted: list[Case], cases: dict[str, Any]) -> list[str]:
-    """What has not been compiled yet, said under the table."""
+def _with_missing(
+    table: list[str], wanted: list[Case], cases: dict[str, Any]
+) -> list[str]:
+    """A table, if it has rows, and under it what has not been compiled yet."""
     names = [case.name for case in wanted if case.name not in cases]
-    return ["", f"Not compiled yet: {'; '.join(names)}."] if names else []
+    missing = ["", f"Not compiled yet: {'; '.join(names)}."] if names else []
+    return (table if len(table) > 2 else []) + missing
 
 
 def weak(cases: dict[str, Any]) -> list[str]:
@@ -269,7 +272,7 @@ def weak(cases: dict[str, Any]) -> list[str]:
             f"| {result['num_devices']:,} | {case.mesh} | {gib(memory['allocated'])} | "
             f"{gib(memory['peak'])} | {gib(step['loss_bytes'])} | {gib(over_data)} |"
         )
-    return out + _missing(WEAK, cases)
+    return _with_missing(out, WEAK, cases)
 
 
 if __name__ == "__main__":
