@@ -1,7 +1,7 @@
 """Llama 3.1, 70B to 8B, on a pod: the recipe in full, and its smallest form.
 
     distilljax train configs/lm/llama_70b_to_8b.py --workdir W --arms smoke --seeds 0
-    distilljax train configs/lm/llama_70b_to_8b.py --workdir gs://bucket/run --multihost
+    distilljax train configs/lm/llama_70b_to_8b.py --workdir /mnt/runs/llama --multihost
 
 For 128 chips of TPU v5p (4x4x8). Teacher and student lie on one mesh: tensor
 parallelism by 4 within a host, everything else over `fsdp`, and neither is ever whole
