@@ -88,7 +88,7 @@ class Part:
                     shapes,
                     _shapes_of(self.state),
                 )
-            reads = frozenset(key.key for which, key, *_ in found if which.idx == 0)
+            reads = frozenset(path[1].key for path in found if path[0].idx == 0)
             split = NamedSharding(self.mesh, PartitionSpec(batch_axes(self.mesh)))
 
             def run(state: Any, read: Batch) -> Any:
