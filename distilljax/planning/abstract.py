@@ -77,7 +77,7 @@ def abstract_run(config: Config, topology: Topology) -> AbstractRun:
       ValueError: The config cannot be planned, or does not divide over the devices.
     """
     devices = list(topology.devices)
-    config = _without_store(config)
+    _refuse_store(config.teacher)
     own_devices = beside(config.teacher, config.mesh, devices)
     mesh = mesh_from_string(config.mesh, own_devices.get("devices", devices))
     check_sizes(config, mesh, devices)
@@ -117,7 +117,7 @@ def without_files(part: Any) -> Any:
         return part
     make = getattr(part, "untrained", None)
     if make is not None:
-        return make()
+        return without_files(make())
     fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
     changed = {name: without_files(x) for name, x in fields.items()}
     changed = {name: x for name, x in changed.items() if x is not fields[name]}
@@ -137,9 +137,9 @@ class _Fresh:
         return self.student(rngs)
 
 
-def _without_store(config: Config) -> Config:
-    if not isinstance(config.teacher, CachedTeacher):
-        return config
+def _refuse_store(teacher: Any) -> None:
+    if not isinstance(teacher, CachedTeacher):
+        return
     fail(
         "plan",
         "the teacher",
@@ -148,7 +148,6 @@ def _without_store(config: Config) -> Config:
         "Plan the arm whose teacher is in the step: without it, subtract the teacher's "
         "parameters and its pass.",
     )
-    return config
 
 
 def _teacher(config: Config, mesh: Mesh, devices: list[Any]) -> Teacher | None:
@@ -178,7 +177,13 @@ def _teacher(config: Config, mesh: Mesh, devices: list[Any]) -> Teacher | None:
 
 
 def _on_mesh(make: Any, mesh: Mesh, rules: Any) -> nnx.Module:
-    module = _shapes("the teacher", lambda: make(None, ()))
+    def build() -> Any:
+        # a trained run is known by its student's config, which takes random streams
+        if "rngs" in inspect.signature(make).parameters:
+            return _Fresh(make)(nnx.Rngs(0))
+        return make(None, ())
+
+    module = _shapes("the teacher", build)
     nnx.update(module, placed(nnx.state(module), mesh, rules))
     return module
 

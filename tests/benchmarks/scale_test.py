@@ -37,8 +37,7 @@ def test_a_recipe_fits(name):
     assert step["headroom"] > 0.1 * step["limit"]
 
 
-# Missed, and said so on the page: the walk has three arrays of a feed-forward
-# layer of the teacher at a time where the compiler has two.
+# Missed, and said so on the page; why has not been found out.
 MISSED = pytest.mark.xfail(strict=True, reason="6 % above the compiler's peak")
 
 

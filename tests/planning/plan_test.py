@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from distilljax import data, models, objectives, optimizers, students
-from distilljax.config import Config, load_experiment
+from distilljax.config import Config, load_experiment, to_json
 from distilljax.data import text
 from distilljax.planning import open_topology, plan
 from distilljax.planning.page import page
@@ -25,6 +25,7 @@ from distilljax.planning.words import lines
 from distilljax.programs import Programs
 from distilljax.sharding import mesh_from_string
 from distilljax.teachers import Placed
+from distilljax.workdir import TrainedRun
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs/lm"
 needs_libtpu = pytest.mark.skipif(
@@ -211,6 +212,26 @@ def test_pretrained_models_are_planned_without_their_files():
     config = language_model(student=students.Copied(named), teacher=named)
     found = plan(config)
     assert found.flops.student == 3 * found.flops.teacher
+
+
+def test_a_trained_run_is_planned_as_the_teacher_from_its_config_alone(tmp_path):
+    """Its checkpoints are not read: only what its student was."""
+    student = models.MLP(num_features=4, hidden=(16,), num_classes=3)
+    (tmp_path / "config.json").write_text(json.dumps({"student": to_json(student)}))
+    config = Config(
+        name="taught",
+        student=models.MLP(num_features=4, hidden=(8,), num_classes=3),
+        teacher=TrainedRun(str(tmp_path)),
+        objective=objectives.LogitKD(),
+        data=data.Arrays(np.zeros((16, 4), np.float32), np.zeros(16, np.int64)),
+        loader=data.Loader(batch_size=16),
+        eval_batch_size=16,
+        steps=1,
+    )
+    found = plan(config)
+    assert found.flops.teacher == 2 * 16 * (4 * 16 + 16 * 3)
+    owners = found.programs["step"].memory.owners
+    assert owners["teacher parameters"] == 4 * (4 * 16 + 16 + 16 * 3 + 3)
 
 
 @needs_libtpu
