@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BaseException as error:
             if _peers() is not None and not isinstance(error, BrokenPipeError):
                 traceback.print_exc()
+                _peers().await_cause(error)
                 _peers().leave(1)
             raise
         finally:

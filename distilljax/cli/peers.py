@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -12,6 +13,11 @@ from typing import Any
 
 _KEY = "distilljax/alive/{}"
 _DONE, _FAILED = "done", "failed"
+# What a collective raises when a process of it has gone, in the words of gloo, NCCL and
+# the coordination service; none of them says which.
+_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|remote process|unavailable", re.I
+)
 
 
 class Peers(threading.Thread):
@@ -56,6 +62,15 @@ class Peers(threading.Thread):
                     self._say(_FAILED)
                 self._end(*gone)
             self._over.wait(min(5.0, self._timeout / 4))
+
+    def await_cause(self, error: BaseException) -> None:
+        """If it is that another process has gone, let `run` say which, and end this.
+
+        The collective fails at once, and the other is known to be gone later: by its
+        last word, or by its silence.
+        """
+        if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+            self.join(self._timeout + 10)
 
     def leave(self, code: int) -> None:
         """Tell the others that this process ends, and whether as it should.
