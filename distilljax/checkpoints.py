@@ -20,14 +20,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from distilljax._checks import fail
-from distilljax.manifests import damage, write_manifest
+from distilljax.manifests import check_writable, damage, write_manifest
+from distilljax.patience import is_passing
+from distilljax.saved_arrays import (
+    DamagedError,
+    UnlikeError,
+    as_written,
+    check_same_arrays,
+    shapes_of,
+)
 from distilljax.together import agreed
-from distilljax.typing import path_of
 
 Meta = dict[str, Any]
 Numbers = Mapping[str, float]
@@ -59,23 +65,28 @@ class Checkpoints:
         self._sign = 1.0 if mode == "max" else -1.0
         self._verifying: threading.Thread | None = None
         self._failure: tuple[int, Exception] | None = None
+        self._failures_in_a_row = 0
         if not read_only and jax.process_index() == 0:
-            _check_writable(self._directory)
+            check_writable(self._directory)
+        self._keep_last = keep_last
+        self._checkpointer = self._open()
+        self._best = max(self._ranks(), default=None)
+
+    def _open(self) -> Any:
         keep: Any = ocp.training.preservation_policies
         decide: Any = ocp.training.save_decision_policies
         best = keep.BestN(
             get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False
         )
-        policies = [keep.LatestN(keep_last), *([best] if select else [])]
-        self._checkpointer = ocp.training.Checkpointer(
+        policies = [keep.LatestN(self._keep_last), *([best] if self._select else [])]
+        return ocp.training.Checkpointer(
             str(self._directory),
             # the loop decides when: after the losses are known to be finite
             save_decision_policy=decide.FixedIntervalPolicy(1),
             preservation_policy=keep.AnyPreservationPolicy(policies),
             # what a killed run left half-written
-            cleanup_tmp_directories=not read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
-        self._best = max(self._ranks(), default=None)
 
     def _rank(self, numbers: Numbers) -> Any:
         """Larger is better; of equals the first, which took the least training."""
@@ -102,11 +113,16 @@ class Checkpoints:
         numbers: Numbers | None = None,
         *,
         then: Callable[[], None] = lambda: None,
+        last: bool = False,
     ) -> None:
         """Start writing a checkpoint, when the one before is written and verified.
 
         The arrays may be donated as soon as this returns: while memory of a device is
         borrowed for writing (on CPU), XLA gives the next step another buffer.
+
+        Of a single process, what may have been a fault of the moment (a mounted bucket
+        that did not answer) is told, and this checkpoint stands for the one that was
+        not written; the third in a row is an error.
 
         Args:
           step: The number of updates that the state has seen.
@@ -114,59 +130,89 @@ class Checkpoints:
           meta: Whatever else is to be restored, as JSON.
           numbers: Measures on the validation split, if this checkpoint may be selected.
           then: Called by another thread when it is written and verified.
+          last: No other comes after it: wait for it, and try again if it fails.
         """
         self._join()
         metrics = None if numbers is None else {**numbers, "step": step}
         if self.improves(step, numbers):
             self._best = self._rank({**(numbers or {}), "step": step})
-        try:
-            written = self._checkpointer.save_checkpointables_async(
-                step, {"state": state}, metrics=metrics, custom_metadata=meta
+        arrays = shapes_of(jax.tree.map(as_written, state))
+
+        def start() -> None:
+            try:
+                # one that is complete and could not be read back is read once more
+                there = step in self.steps()
+                written = there or self._checkpointer.save_checkpointables_async(
+                    step, {"state": state}, metrics=metrics, custom_metadata=meta
+                )
+            except OSError as error:
+                if not is_passing(error):
+                    self._not_written(step, error)
+                self._failure = step, error
+                return
+            self._verifying = threading.Thread(
+                target=self._verify, args=(step, written, arrays, then), daemon=True
             )
-        except OSError as error:
-            self._not_written(step, error)
-        arrays = _shapes_of(jax.tree.map(_as_written, state))
-        self._verifying = threading.Thread(
-            target=self._verify, args=(step, written, arrays, then), daemon=True
-        )
-        self._verifying.start()
+            self._verifying.start()
+
+        start()
+        while last and not self._join():
+            start()
 
     def _verify(
         self, step: int, written: Any, arrays: Any, then: Callable[[], None]
     ) -> None:
         """Read a checkpoint back when it is complete; in a thread of its own."""
         try:
-            written.result()
+            if written is not True:
+                written.result()
             if jax.process_index() == 0:
                 folder = self._directory / str(step)
                 found = ocp.checkpointables_metadata(str(folder))
-                if _shapes_of(found.metadata["state"]) != arrays:
-                    raise _UnlikeError("one of other arrays than were written")
+                if shapes_of(found.metadata["state"]) != arrays:
+                    raise UnlikeError("one of other arrays than were written")
                 write_manifest(folder)
+            self._failures_in_a_row = 0
             then()
         # whatever it is, it is raised where the loop will see it
         except Exception as error:  # noqa: BLE001
             self._failure = step, error
 
-    def _join(self) -> None:
-        """Wait until the last checkpoint is verified; raise if it is not good."""
+    def _join(self) -> bool:
+        """Wait until the last checkpoint is verified.
+
+        Returns False after a fault of the moment, which is told; raises if it is
+        another.
+        """
         if self._verifying is not None:
             self._verifying.join()
             self._verifying = None
-        self._raise_failure()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            (step, error), self._failure = self._failure, None
+        if self._failure is None:
+            return True
+        (step, error), self._failure = self._failure, None
+        self._failures_in_a_row += 1
+        many = self._failures_in_a_row >= MAX_FAILURES or jax.process_count() > 1
+        if many or not is_passing(error):
             self._not_written(step, error)
+        print(
+            f"note: the checkpoint of step {step} was not written "
+            f"({_reason(error)[:200]}). The run goes on, and ends if that happens "
+            f"{MAX_FAILURES} times in a row.",
+            file=sys.stderr,
+            flush=True,
+        )
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self._checkpointer.close()  # which raises the error once more
+        self._checkpointer = self._open()
+        self._best = max(self._ranks(), default=None)
+        return False
 
     def _not_written(self, step: int, error: Exception) -> NoReturn:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"Checkpoints: the checkpoint {self._directory / str(step)} must be "
-            f"written, and be readable after that, got an error: {reason}. Make room, "
-            "or see that the folder can be written: the same command goes on from the "
-            "checkpoint before."
+            f"written, and be readable after that, got an error: {_reason(error)}. "
+            "Make room, or see that the folder can be written: the same command goes "
+            "on from the checkpoint before."
         ) from error
 
     def latest(self) -> int | None:
@@ -196,16 +242,16 @@ class Checkpoints:
         Args:
           like: As for `restore`.
         """
-        damaged: dict[int, _DamagedError] = {}
+        damaged: dict[int, DamagedError] = {}
         for step in self.steps():
             try:
                 state, meta = self._load(step, like)
-            except _DamagedError as error:
+            except DamagedError as error:
                 # the others of several processes may have read theirs
                 if jax.process_count() > 1 and not error.agreed:
                     break
                 damaged[step] = error
-            except _UnlikeError:
+            except UnlikeError:
                 break
             else:
                 self._set_aside(damaged, step)
@@ -253,20 +299,20 @@ class Checkpoints:
         folder = self._directory / str(step)
         wrong = damage(folder) if jax.process_index() == 0 else None
         if agreed(wrong is not None):
-            raise _DamagedError(wrong or "damage that process 0 has found", agreed=True)
+            raise DamagedError(wrong or "damage that process 0 has found", agreed=True)
         try:
             found = self._checkpointer.checkpointables_metadata(step)
             meta = found.custom_metadata
             if not isinstance(meta, dict) or not meta:
-                raise _DamagedError("one without its metadata")
-            _check_same_arrays(found.metadata["state"], like)
+                raise DamagedError("one without its metadata")
+            check_same_arrays(found.metadata["state"], like)
             state = self._checkpointer.load_checkpointables(step, {"state": like})
-        except _UnlikeError:
+        except UnlikeError:
             raise
         except (ValueError, KeyError, OSError, TypeError) as error:
             # Orbax's own words, a page about its handlers, are in the traceback
             reason = "arrays that are missing, damaged or of other shapes"
-            raise _DamagedError(reason if folder.is_dir() else _NO_FOLDER) from error
+            raise DamagedError(reason if folder.is_dir() else _NO_FOLDER) from error
         return state["state"], meta
 
     def restore_student(self, step: int, like: Any) -> Any:
@@ -295,7 +341,7 @@ class Checkpoints:
         except (ValueError, KeyError, OSError, TypeError) as error:
             # Orbax's own words, a page about its handlers, are in the traceback
             reason = "arrays that are missing, damaged or of other shapes"
-            if isinstance(error, _UnlikeError):
+            if isinstance(error, UnlikeError):
                 reason = str(error)
             elif not (self._directory / str(step)).is_dir():
                 reason = _NO_FOLDER
@@ -327,66 +373,15 @@ class Checkpoints:
         try:
             self._checkpointer.close()
         except (OSError, ValueError, RuntimeError):
-            if self._failure is None:
+            if self._failure is None and not ending:
                 raise
-        if not ending:
-            self._raise_failure()
+        if not ending and self._failure is not None:
+            self._not_written(*self._failure)
 
 
+MAX_FAILURES = 3
 _NO_FOLDER = "no such folder"
 
 
-class _UnlikeError(ValueError):
-    """What a checkpoint is instead of what is asked for."""
-
-
-class _DamagedError(_UnlikeError):
-    """What a checkpoint has become since it was written."""
-
-    def __init__(self, reason: str, *, agreed: bool = False):
-        super().__init__(reason)
-        self.agreed = agreed
-
-
-def _check_writable(directory: Path) -> None:
-    """Say so before anything is computed, and not at the first checkpoint."""
-    probe = directory / f".writable.{threading.get_ident()}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"1")
-        probe.unlink()
-    except OSError as error:
-        fail(
-            "Checkpoints",
-            "the folder of the checkpoints",
-            "be one that can be written",
-            f"{str(directory)!r} ({error.strerror})",
-            "Make room, change its permissions, or choose another --workdir.",
-        )
-
-
-def _shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(path): tuple(x.shape) for path, x in leaves}
-
-
-def _as_written(x: Any) -> Any:
-    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.eval_shape(jax.random.key_data, x) if key else x
-
-
-def _check_same_arrays(saved: Any, like: Any) -> None:
-    """Say which arrays differ; Orbax would read for a while, and then say less."""
-
-    have, want = _shapes_of(saved), _shapes_of(jax.tree.map(_as_written, like))
-    wrong = [f"no {path}" for path in want.keys() - have.keys()]
-    wrong += [f"{path}, which is not expected" for path in have.keys() - want.keys()]
-    wrong += [
-        f"{path} of shape {have[path]} instead of {want[path]}"
-        for path in have.keys() & want.keys()
-        if have[path] != want[path]
-    ]
-    if not have:
-        raise _DamagedError("one without any array")
-    if wrong:
-        raise _UnlikeError(f"one that has {'; '.join(sorted(wrong)[:5])}")
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distilljax.patience import append_line
+
 Event = dict[str, Any]
 
 
@@ -46,7 +48,7 @@ class Events:
         self._productive_before = productive_seconds(before, step)
         self._elapsed_before = elapsed_seconds([*before, start])
         torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-        self._write(start, first="\n" if torn else "")
+        append_line(path, ("\n" if torn else "") + json.dumps(start))
 
     @staticmethod
     def _event(event: str, **more: Any) -> Event:
@@ -57,11 +59,6 @@ class Events:
         }
         return {"event": event, **more, **clocks}
 
-    def _write(self, event: Event, first: str = "") -> None:
-        # one call for a line: the thread that verifies checkpoints writes here too
-        with self._path.open("a") as file:
-            file.write(f"{first}{json.dumps(event)}\n")
-
     def add(self, event: str, **more: Any) -> None:
         """Append a line, with the time.
 
@@ -69,7 +66,7 @@ class Events:
           event: What happened.
           **more: What there is to say of it.
         """
-        self._write(self._event(event, **more))
+        append_line(self._path, json.dumps(self._event(event, **more)))
 
     def goodput(self, productive: float) -> float:
         """The share of all time since the first start that was spent on steps.

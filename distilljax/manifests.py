@@ -1,4 +1,4 @@
-"""Which files a checkpoint has: written when it is complete, checked when it is read.
+"""The files of a checkpoint: listed when it is complete, checked when it is read.
 
 A file that was cut off, lost or changed since then is found here, before its numbers
 are in a model: by sizes, and by SHA-256 digests.
@@ -8,12 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+from distilljax._checks import fail
 from distilljax.metrics import write_atomically
 
 NAME = "files.json"
+
+
+def check_writable(directory: Path) -> None:
+    """Say so before anything is computed, and not at the first checkpoint.
+
+    Args:
+      directory: Of the checkpoints; made if it is not there.
+    """
+    probe = directory / f".writable.{threading.get_ident()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"1")
+        probe.unlink()
+    except OSError as error:
+        fail(
+            "Checkpoints",
+            "the folder of the checkpoints",
+            "be one that can be written",
+            f"{str(directory)!r} ({error.strerror})",
+            "Make room, change its permissions, or choose another --workdir.",
+        )
 
 
 def write_manifest(folder: Path) -> None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distilljax.patience import append_line, patiently
 from distilljax.typing import Mean
 
 Record = dict[str, Any]
@@ -164,7 +165,7 @@ class JsonlWriter(Writer):
                 if record["step"] <= resume_step:
                     kept.append(line + "\n")
             write_atomically(path, "".join(kept))
-        self._file = path.open("a", buffering=1)
+        self._path = path
 
     def write(self, record: Record) -> None:
         """Append one line; nan and inf as null, so that any reader reads it."""
@@ -172,11 +173,10 @@ class JsonlWriter(Writer):
             k: None if isinstance(v, float) and not np.isfinite(v) else v
             for k, v in record.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
+        append_line(self._path, json.dumps(clean))
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Nothing: each line is written at once."""
 
 
 class TensorBoardWriter(Writer):
@@ -287,6 +287,10 @@ def format_record(record: Mapping[str, Any]) -> str:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: under another name first, then renamed."""
     data = content.encode() if isinstance(content, str) else content
+    patiently(lambda: _write_once(path, data))
+
+
+def _write_once(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

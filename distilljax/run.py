@@ -360,9 +360,14 @@ class Run:
         return due or self.checkpoints.improves(step, numbers)
 
     def save(
-        self, step: int, state: Any, data: Any, numbers: dict[str, float] | None
+        self,
+        step: int,
+        state: Any,
+        data: Any,
+        numbers: dict[str, float] | None,
+        last: bool = False,
     ) -> None:
-        """Start writing a checkpoint of everything but the teacher."""
+        """Start writing a checkpoint, without the teacher; the last is waited for."""
         meta = {
             "data": data,
             "teacher": self.taught_by,
@@ -374,5 +379,5 @@ class Run:
         }
         with self.meter.spent("checkpoint"):
             then = self.observer.saved(step)
-            self.checkpoints.save(step, state, meta, numbers, then=then)
+            self.checkpoints.save(step, state, meta, numbers, then=then, last=last)
         self.clock.restart()

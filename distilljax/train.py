@@ -119,7 +119,7 @@ def train(
                     numbers = run.validate(log, step, state) if validates else None
                     if run.saves(step, numbers) or leaving:
                         log("train", window.flush((state.params, state.ema)))
-                        run.save(step, state, batches.get_state(), numbers)
+                        run.save(step, state, batches.get_state(), numbers, leaving)
                     if leaving and not last:
                         return {"stopped_at": step}
             return results_of(run, state)

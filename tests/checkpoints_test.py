@@ -16,6 +16,7 @@ import optax
 import pytest
 from flax import nnx
 
+from distilljax import checkpoints as checkpoints_module
 from distilljax import make_distill_step, models, objectives
 from distilljax.checkpoints import Checkpoints
 from distilljax.sharding import (
@@ -444,7 +445,7 @@ def test_a_checkpoint_is_read_back_when_it_is_written(tmp_path, monkeypatch):
     assert (tmp_path / "good" / "1" / "files.json").exists()
 
     shapes = iter([{"w": (4,)}, {"w": (5,)}])  # of what was to be written, and what was
-    monkeypatch.setattr("distilljax.checkpoints._shapes_of", lambda _: next(shapes))
+    monkeypatch.setattr("distilljax.checkpoints.shapes_of", lambda _: next(shapes))
     checkpoints = Checkpoints(tmp_path / "bad")
     checkpoints.save(1, STATE, {"a": 1}, then=lambda: told.append("bad"))
     with pytest.raises(ValueError, match=r"bad/1 must be written.*other arrays"):
@@ -469,6 +470,39 @@ def test_an_error_of_writing_is_raised_at_the_next_checkpoint(tmp_path, monkeypa
     checkpoints.save(4, STATE, {"a": 1})
     with pytest.raises(ZeroDivisionError), contextlib.closing(checkpoints):
         raise ZeroDivisionError
+
+
+def test_of_a_disk_that_does_not_answer_the_third_failure_in_a_row_is_an_error(
+    tmp_path, monkeypatch, capfd
+):
+    """Each checkpoint stands for the one before it; the last is tried again itself."""
+    answers: list[bool] = []
+    real = checkpoints_module.write_manifest
+
+    def write(folder):
+        if answers and not answers.pop(0):
+            raise OSError(5, "Input/output error")
+        real(folder)
+
+    monkeypatch.setattr(checkpoints_module, "write_manifest", write)
+    checkpoints = Checkpoints(tmp_path, keep_last=9)
+    answers += [False, False, True, False, False, False]
+    for step in (1, 2, 3, 4, 5, 6):
+        checkpoints.save(step, STATE, {"a": step})
+    told = capfd.readouterr().err
+    for step in (1, 2, 4, 5):
+        assert f"note: the checkpoint of step {step} was not written ([Errno 5]" in told
+    with pytest.raises(ValueError, match=r"6 must be written.*Input/output error"):
+        checkpoints.save(7, STATE, {"a": 7})
+
+    checkpoints = Checkpoints(tmp_path, keep_last=9)
+    answers += [False, False, True]
+    checkpoints.save(8, STATE, {"a": 8}, last=True)
+    assert (tmp_path / "8" / "files.json").exists()
+    answers += [False, False, False]
+    with pytest.raises(ValueError, match=r"9 must be written"):
+        checkpoints.save(9, STATE, {"a": 9}, last=True)
+    checkpoints.close()
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""Faults that pass: a mounted bucket or a network's disk does not answer for a moment.
+
+What is small and is written again whole is tried again here, `patiently`; whoever
+writes much (`Checkpoints`) asks `is_passing` and goes on without.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+_PASSING = (
+    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ECONNRESET, errno.ECONNABORTED, errno.ENETUNREACH, errno.EREMOTEIO,
+)  # fmt: skip
+_WORDS = tuple(os.strerror(number) for number in _PASSING)
+WAITS_SECS = (0.1, 0.3, 1.0, 3.0)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """True if an error, or one that it came from, may be gone the next time.
+
+    A full disk and missing rights stay. Of an error that a library has put into words
+    of its own, the system's words tell.
+
+    Args:
+      error: What was raised.
+
+    Example:
+      >>> is_passing(OSError(errno.EIO, "Input/output error"))
+      True
+      >>> is_passing(OSError(errno.ENOSPC, "No space left on device"))
+      False
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno in _PASSING
+        if any(words in str(error) for words in _WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def patiently(
+    operation: Callable[[], Result], waits_secs: Sequence[float] = WAITS_SECS
+) -> Result:
+    """What an operation returns, tried again after faults that may pass.
+
+    Args:
+      operation: Does the same when it is called again after it has failed.
+      waits_secs: How long to wait before each further try.
+
+    Raises:
+      OSError: that of the last try, or one that will not pass.
+    """
+    for wait in waits_secs:
+        try:
+            return operation()
+        except OSError as error:
+            if not is_passing(error):
+                raise
+        time.sleep(wait)
+    return operation()
+
+
+_APPENDING = threading.Lock()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file of this process: whole, at once, from any thread.
+
+    The file is opened each time: what is written to a mounted bucket appears in it when
+    it is closed.
+
+    Args:
+      path: The file; made if it is not there.
+      line: Without its end.
+    """
+    data = f"{line}\n".encode()
+    with _APPENDING:
+        size = path.stat().st_size if path.exists() else 0
+
+        def write() -> None:
+            with path.open("ab", buffering=0) as file:
+                if file.tell() > size:
+                    file.truncate(size)  # what a try before this one has written of it
+                if file.write(data) != len(data):
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        patiently(write)
+
+
+__all__ = ["append_line", "is_passing", "patiently"]

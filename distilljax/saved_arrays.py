@@ -1,0 +1,59 @@
+"""Which arrays a checkpoint has, and what it is if they are not those asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distilljax.typing import path_of
+
+
+class UnlikeError(ValueError):
+    """What a checkpoint is instead of what is asked for."""
+
+
+class DamagedError(UnlikeError):
+    """What a checkpoint has become since it was written."""
+
+    def __init__(self, reason: str, *, agreed: bool = False):
+        super().__init__(reason)
+        self.agreed = agreed
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a tree, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(path): tuple(x.shape) for path, x in leaves}
+
+
+def as_written(x: Any) -> Any:
+    """What a checkpoint has of an array: of a random key, its data."""
+    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, x) if key else x
+
+
+def check_same_arrays(saved: Any, like: Any) -> None:
+    """Say which arrays differ; Orbax would read for a while, and then say less.
+
+    Args:
+      saved: What a checkpoint says that it has.
+      like: What is asked for.
+
+    Raises:
+      UnlikeError: they are others; the first five are named.
+      DamagedError: the checkpoint has none.
+    """
+    have, want = shapes_of(saved), shapes_of(jax.tree.map(as_written, like))
+    wrong = [f"no {path}" for path in want.keys() - have.keys()]
+    wrong += [f"{path}, which is not expected" for path in have.keys() - want.keys()]
+    wrong += [
+        f"{path} of shape {have[path]} instead of {want[path]}"
+        for path in have.keys() & want.keys()
+        if have[path] != want[path]
+    ]
+    if not have:
+        raise DamagedError("one without any array")
+    if wrong:
+        raise UnlikeError(f"one that has {'; '.join(sorted(wrong)[:5])}")
