@@ -23,7 +23,7 @@ PACKAGE = REPOSITORY / "distilljax"
 # From the ground up. A part imports parts of the layers below its own.
 LAYERS = [
     {"typing", "_checks", "_functional"},
-    {"_hub", "together"},
+    {"_hub", "together", "patience", "saved_arrays"},
     {"losses"},
     {"terms", "state"},
     {"_objective", "_schedules"},
