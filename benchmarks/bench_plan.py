@@ -182,6 +182,14 @@ BENCHMARKS = (
         page="operate.md",
     ),
     Benchmark(
+        "host", "host.py",
+        "What a step costs the thread of the loop, from 1 to 64 simulated devices.",
+        "host.json",
+        Form(OUT, 4),
+        Form(("--rounds", "1", *OUT), 2),
+        page="operate.md",
+    ),
+    Benchmark(
         "scale", "scale.py",
         "Training steps of pods, compiled ahead of time for the slices that they name: "
         "memory, what is sent, and a roofline.",
@@ -233,8 +241,17 @@ BENCHMARKS = (
         "smollm2_austen", "smollm2_austen.py",
         "SmolLM2-135M distilled on Austen into fewer layers, and into a small decoder.",
         "smollm2_austen.json",
-        Form(("{runs}/lm/austen",), 1,
-             (_run("lm/smollm2_austen", "lm/austen", " --seeds 0"),)),
+        Form(
+            ("{runs}/lm/austen_cached",), 1,
+            (
+                _file("runs", "lm/austen_store", "the teacher's answers are not stored",
+                      "distilljax cache configs/lm/smollm2_austen.py "
+                      "--out runs/lm/austen_store --kind sampled"),
+                _run("lm/smollm2_austen", "lm/austen_cached",
+                     " --arms kept_labels,kept_cached,scratch_labels,scratch_cached "
+                     "--seeds 0..2"),
+            ),
+        ),
         page="language_models.md",
     ),
 )  # fmt: skip

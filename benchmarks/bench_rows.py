@@ -218,6 +218,18 @@ def resume(found: Found) -> Iterable[Row]:
     yield row("restart to first step, over a cold first start", start["to_cold"])
 
 
+def host(found: Found) -> Iterable[Row]:
+    """What a step costs the thread of the loop."""
+    middle = found["middle_us"]
+    for devices, micros in middle["ours"].items():
+        plain = middle["plain"][devices]
+        what = f"{devices} devices: CPU time of the loop's thread for a step"
+        yield Row(what, f"{micros:,.0f} µs, by hand {plain:,.0f} µs")
+    yield row("64 devices over one", found["ours_64_to_1"], most=1.5)
+    yield row("64 devices over one, by hand", found["plain_64_to_1"])
+    yield row("8 devices over one", middle["ours"]["8"] / middle["ours"]["1"])
+
+
 def scale(found: Found) -> Iterable[Row]:
     """Whether what was compiled fits, and by how much."""
     for name, case in found["cases"].items():
@@ -281,6 +293,6 @@ ROWS: dict[str, Callable[[Found], Iterable[Row]]] = {
     function.__name__: function
     for function in (
         step, loss, loss_plan, lm, lm_gpu, teacher, store, sparse_targets, resume,
-        scale, parity, proofs, encoders, smollm2_austen,
+        host, scale, parity, proofs, encoders, smollm2_austen,
     )
 }  # fmt: skip

@@ -1,16 +1,21 @@
 """SmolLM2 on Austen: from the run folders to JSON, a table and a figure.
 
-    distilljax train configs/lm/smollm2_austen.py --workdir runs/lm/austen --seeds 0
-    python benchmarks/smollm2_austen.py runs/lm/austen
+    distilljax cache configs/lm/smollm2_austen.py --out runs/lm/austen_store \
+        --kind sampled
+    distilljax train configs/lm/smollm2_austen.py --workdir runs/lm/austen_cached \
+        --arms kept_labels,kept_cached,scratch_labels,scratch_cached --seeds 0..2
+    python benchmarks/smollm2_austen.py runs/lm/austen_cached
 
 Writes benchmarks/results/smollm2_austen.json and docs/figures/smollm2_austen.png, and
-prints the table of docs/language_models.md. Every number is that of a results.json.
+prints the table of docs/language_models.md. Every number is that of a results.json, or
+of the store's manifest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +34,12 @@ ARMS = {
     "kept_untrained": "8 of 30 layers, as they are",
     "kept_labels": "8 of 30 layers, from the text",
     "kept_distilled": "8 of 30 layers, from the teacher",
+    "kept_cached": "8 of 30 layers, from the teacher's store",
     "scratch_labels": "11.8 M from scratch, from the text",
     "scratch_distilled": "11.8 M from scratch, from the teacher",
+    "scratch_cached": "11.8 M from scratch, from the teacher's store",
 }
-COLORS = {"labels": "#b5541c", "distilled": "#1f5fa8"}
+COLORS = {"labels": "#b5541c", "distilled": "#1f5fa8", "cached": "#1f5fa8"}
 NUMBERS = (
     "nll", "perplexity", "bits_per_byte", "kl_to_teacher", "agreement", "ece",
     "accuracy", "parameters", "flops_per_example",
@@ -44,8 +51,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, help="what was --workdir")
+    parser.add_argument(
+        "--online",
+        type=Path,
+        help="runs whose teacher was in the step; else those of the results stay",
+    )
     args = parser.parse_args()
     found = collect(args.runs)
+    if args.online is not None:
+        found["online"] = collect(args.online)
+    elif RESULTS.exists():
+        found["online"] = read_json(RESULTS).get("online")
     write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
     print("\n".join(table(found)))
     draw(found)
@@ -99,7 +115,7 @@ def _curve(path: Path) -> list[tuple[int, float, float]]:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """Means over the seeds, as Markdown."""
+    """Means and standard deviations over the seeds, as Markdown."""
     lines = [
         "| | parameters | perplexity | bits per byte | KL to teacher | agreement "
         "| calibration error | glosses | Python's help |",
@@ -110,24 +126,27 @@ def table(found: dict[str, Any]) -> list[str]:
         rows[ARMS[name]] = list(arm["seeds"].values())
     for name, seeds in rows.items():
 
-        def mean(*keys: str, seeds: list[Any] = seeds) -> float:
+        def of(*keys: str, digits: int = 1, by: float = 1.0, seeds: Any = seeds) -> str:
             values = []
             for value in seeds:
                 for key in keys:
                     value = value[key]
-                values.append(value or 0.0)
-            return sum(values) / len(values)
+                values.append(by * (value or 0.0))
+            shown = f"{statistics.mean(values):,.{digits}f}"
+            if len(set(values)) > 1:
+                shown += f" ± {statistics.stdev(values):,.{digits}f}"
+            return shown
 
-        taught = [f"{mean('test', 'kl_to_teacher'):.2f}"]
-        taught += [f"{100 * mean('test', 'agreement'):.1f} %"]
+        taught = [of("test", "kl_to_teacher", digits=3)]
+        taught += [of("test", "agreement", by=100) + " %"]
         cells = [
-            f"{mean('test', 'parameters') / 1e6:.1f} M",
-            f"{mean('test', 'perplexity'):,.1f}",
-            f"{mean('test', 'bits_per_byte'):.3f}",
+            of("test", "parameters", by=1e-6) + " M",
+            of("test", "perplexity"),
+            of("test", "bits_per_byte", digits=3),
             *(["", ""] if name.startswith("teacher") else taught),
-            f"{100 * mean('test', 'ece'):.1f} %",
-            f"{mean('other_tests', 'glosses', 'perplexity'):,.1f}",
-            f"{mean('other_tests', 'python', 'perplexity'):,.1f}",
+            of("test", "ece", by=100) + " %",
+            of("other_tests", "glosses", "perplexity"),
+            of("other_tests", "python", "perplexity"),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -143,6 +162,7 @@ def draw(found: dict[str, Any]) -> None:
             for seed in (arm or {"seeds": {}})["seeds"].values():
                 steps, nll, _ = zip(*seed["validation"], strict=True)
                 axis.plot(steps, nll, "o-", color=color, lw=1.8, ms=4)
+            if arm:  # named once, beside the last of its lines
                 offset = {"xytext": (6, 0), "textcoords": "offset points"}
                 where = (steps[-1], nll[-1])
                 axis.annotate(how, where, color=color, va="center", **offset)

@@ -439,25 +439,43 @@ def test_somebodys_files_are_not_written_among(tmp_path):
         cache(text_config(), tmp_path, logits=Sampled(20))
 
 
-def test_a_full_disk_leaves_no_store_and_room_lets_it_go_on(tmp_path):
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 kB; `remount(options)` changes it."""
     mount = tmp_path / "small"
     mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mount)], check=False
-    )
-    if made.returncode:
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mount)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
-    try:
-        config, out = text_config(), mount / "store"
-        with pytest.raises(OSError, match="space"):
-            cache(config, out, logits=Dense(), shard_rows=8)
-        assert not (out / "manifest.json").exists()
-        subprocess.run(["mount", "-o", "remount,size=8m", str(mount)], check=True)
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(mount)], check=True)
+
+    yield mount, remount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk_leaves_no_store_and_room_lets_it_go_on(tmp_path, small_disk):
+    mount, remount = small_disk
+    config, out = text_config(), mount / "store"
+    with pytest.raises(OSError, match="space"):
         cache(config, out, logits=Dense(), shard_rows=8)
-        cache(config, tmp_path / "store", logits=Dense(), shard_rows=8)
-        assert files(out) == files(tmp_path / "store")
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+    assert not (out / "manifest.json").exists()
+    remount("size=8m")
+    cache(config, out, logits=Dense(), shard_rows=8)
+    cache(config, tmp_path / "store", logits=Dense(), shard_rows=8)
+    assert files(out) == files(tmp_path / "store")
+
+
+def test_a_read_only_folder_is_said_before_the_teacher_is_asked(
+    small_disk, monkeypatch
+):
+    mount, remount = small_disk
+    remount("ro")
+    monkeypatch.setattr("distilljax.caching.Asked", None)
+    with pytest.raises(ValueError, match=r"--out must be .*written.*Read-only"):
+        cache(text_config(), mount / "store", logits=Sampled(20))
+    assert not list(mount.iterdir())
 
 
 def test_a_batch_of_a_mesh_is_that_of_one_device(tmp_path):

@@ -38,7 +38,7 @@ def test_the_teacher_is_worth_something_on_the_same_budget(found):
     """The claim of the page, for each student: closer to the teacher, lower NLL."""
     for kind in ("kept", "scratch"):
         taught, alone = (
-            found["arms"][f"{kind}_{how}"]["seeds"] for how in ("distilled", "labels")
+            found["arms"][f"{kind}_{how}"]["seeds"] for how in ("cached", "labels")
         )
         for seed in taught:
             for number in ("nll", "kl_to_teacher"):
