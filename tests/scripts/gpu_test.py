@@ -79,7 +79,9 @@ def test_hosts_get_one_process_each_and_their_place(cluster):
 def test_variables_and_flags_reach_every_process(cluster, words):
     note = 'it\'s "so" $HOME; *'
     preset = cluster.repository / "scripts" / "flags" / "gpu.env"
-    cluster.install("print(json.dumps([os.environ[n] for n in ('NOTE', 'XLA_FLAGS')]))")
+    seen = "json.dumps([os.environ[n] for n in ('NOTE', 'XLA_FLAGS')])"
+    # in one call: the lines of two processes are not to mix
+    cluster.install(f"os.write(1, ({seen} + '\\n').encode())")
 
     done = cluster.run(
         "gpu.sh", *words, f"--dir={cluster.checkout}", f"--env=NOTE={note}",

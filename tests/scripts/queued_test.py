@@ -142,6 +142,9 @@ names = ("MEGASCALE_", "LIBTPU_INIT_ARGS", "NOTE")
 seen = {{k: v for k, v in os.environ.items() if k.startswith(names)}}
 with open(root / "seen.jsonl", "a") as log:
     print(json.dumps([os.environ["SLICE"], seen]), file=log)
+plan = json.loads((root / "world.json").read_text())["plan"].get("train") or [{{}}]
+while len((root / "seen.jsonl").read_text().splitlines()) < plan[0].get("after", 0):
+    time.sleep(0.01)
 with open(root / "lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     path = root / "world.json"
@@ -608,14 +611,15 @@ def test_what_the_platform_says_of_slices_is_left_as_it_is(cloud):
 
 
 def test_one_slice_that_is_lost_stops_the_others_and_all_start_again(cloud):
-    lost = {"code": 255, "slices": {"distil-1": "PREEMPTED"}}
-    cloud.arrange(train=[lost, {"secs": 50}])
+    # when both are at work: one that has not begun would find its slice gone
+    lost = {"code": 255, "slices": {"distil-1": "PREEMPTED"}, "after": 2}
+    cloud.arrange(train=[lost, {"secs": 300}])
     start = time.monotonic()
 
     done = launch(cloud, TWO)
 
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 50
     assert runs(cloud) == 4
     assert verbs(cloud).count("delete distil") == 1
 
