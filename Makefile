@@ -14,7 +14,7 @@ WORKERS ?= 2
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast notebooks lint format proofs bench bench-peers parity constraints clean
+.PHONY: help demo test test-slow notebooks lint format proofs bench bench-peers parity constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -28,11 +28,11 @@ demo: $(VENV)/.demo-installed  ## Distil handwritten digits, five seeds, and wri
 	$(BIN)/distilljax train configs/digits/all_data.py --workdir $(DEMO_DIR)/all_data --seeds 0..4 --teacher.workdir $(DEMO_DIR)/teacher
 	$(BIN)/distilljax report $(DEMO_DIR)
 
-test: $(VENV)/.test-installed  ## Run all tests
-	$(PYTEST)
-
-test-fast: $(VENV)/.test-installed  ## Run the tests that take no more than seconds
+test: $(VENV)/.test-installed  ## Run the tests (some 20 minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.test-installed  ## Run those of whole command lines and several processes (10 more)
+	$(PYTEST) -m slow $(ARGS)
 
 notebooks: $(VENV)/.test-installed  ## Execute the notebooks
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --nbmake notebooks/*.ipynb

@@ -216,8 +216,9 @@ def recipes(cases: dict[str, Any]) -> list[str]:
     """Memory, what is sent and the roofline of each recipe."""
     out = [
         "| recipe, context | chips | parts | set aside | peak: walk, compiler | fits "
-        "| sent per step | compute / memory / interconnect | MFU at most |",
-        "|---|---|---:|---:|---:|---|---:|---:|---:|",
+        "| sent per step | compute / memory / interconnect | MFU at most "
+        "| compiled in |",
+        "|---|---|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
     for case in CASES:
         if (result := cases.get(case.name)) is None:
@@ -226,9 +227,8 @@ def recipes(cases: dict[str, Any]) -> list[str]:
         parts = result["batch"]["accumulate"]
         start = f"| {case.name} | {case.topology} | {parts} |"
         if step["memory"] is None:
-            out.append(
-                f"{start} {gib(step['needs'])} | | no, of {gib(step['limit'])} | | | |"
-            )
+            no = f"no, of {gib(step['limit'])}"
+            out.append(f"{start} {gib(step['needs'])} | | {no} | | | | |")
             continue
         memory, line = step["memory"], step["roofline"]
         sent = sum(row["bytes_per_step"] for row in step["collectives"].values())
@@ -237,7 +237,8 @@ def recipes(cases: dict[str, Any]) -> list[str]:
             f"{gib(memory['predicted_peak'])} / {gib(memory['peak'])} | "
             f"{'yes' if step['fits'] else 'no'}, {gib(step['headroom'])} left | "
             f"{gib(sent)} | {seconds(line['compute'])} / {seconds(line['memory'])} / "
-            f"{seconds(line['interconnect'])} | {line['mfu'][1]:.2f} |"
+            f"{seconds(line['interconnect'])} | {line['mfu'][1]:.2f} | "
+            f"{step['compile_seconds']:.0f} s |"
         )
     return _with_missing(out, CASES, cases)
 

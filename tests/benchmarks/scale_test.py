@@ -51,6 +51,11 @@ def test_the_walk_finds_the_peak_that_the_compiler_states(name):
     assert memory["peak"] <= memory["allocated"]
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_plan_takes_less_than_five_minutes_on_two_cores(name):
+    assert 1 < COMPILED[name]["programs"]["step"]["compile_seconds"] < 300
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_nothing_of_time_squared_and_no_logits_are_in_memory(name):
     facts = FUSED[name]["facts"]
