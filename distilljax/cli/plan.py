@@ -55,14 +55,15 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--search-limit",
         type=int,
-        default=8,
         metavar="N",
         help="how many of them to compile (default: 8)",
     )
     args, experiment, overrides = parse(parser, argv)
     seeds, arms = [args.seed or 0], [args.arm] if args.arm else None
     (run,) = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
-    if args.search_limit < 1:
+    if args.search_limit is not None and not args.search:
+        parser.error("--search-limit is for --search: add it, or leave this out")
+    if args.search_limit is not None and args.search_limit < 1:
         parser.error("--search-limit is how many variants to compile: at least 1")
     if args.topology != "local":
         import jax
@@ -86,7 +87,7 @@ def _plan(config: Config, args: Namespace) -> int:
         _write(folder, result, found.programs)
     if args.search:
         print("\nsearch:", flush=True)
-        tried = search(config, topology, found, limit=args.search_limit, say=print)
+        tried = search(config, topology, found, limit=args.search_limit or 8, say=print)
         print("\n".join(ranking(tried)))
         result["search"] = tried
         if folder is not None:

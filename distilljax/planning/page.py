@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from distilljax.planning.memory import OWNERS
-from distilljax.planning.words import gib, seconds
+from distilljax.planning.words import gib, options, seconds
 
 # Okabe and Ito, "Color Universal Design", 2008: told apart by the colour-blind too.
 COLORS: dict[str, str] = dict(
@@ -149,7 +149,7 @@ def _key(owner: str) -> str:
 def _search(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     shown = []
     for row in rows:
-        what = " ".join(f"{k}={v}" for k, v in row["changes"].items()) or "as it is"
+        what = options(row["changes"])
         times = row["seconds"] or (None, None)
         shown.append(
             (

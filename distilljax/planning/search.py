@@ -13,6 +13,7 @@ import jax
 from distilljax.config import Config
 from distilljax.planning.plan import Plan, plan
 from distilljax.planning.topology import Topology
+from distilljax.planning.words import options
 
 TENSOR_SIZES = (1, 2, 4, 8, 16)
 CHUNKS = (512, 1024, 2048, 4096)
@@ -61,11 +62,11 @@ def _tried(
 ) -> dict[str, Any]:
     try:
         row = _row(changes, plan(changed(config, changes), topology))
-    except (ValueError, TypeError) as error:
-        row = _row(changes, None, str(error).split(". ")[0])
-    what = " ".join(f"{name}={value}" for name, value in changes.items())
+    # an error of the compiler in one of them says nothing of the others
+    except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
+        row = _row(changes, None, str(error).splitlines()[0].split(". ")[0][:200])
     end = "fits" if row["fits"] else row["error"] or "does not fit"
-    say(f"  tried {what}: {end}")
+    say(f"  tried {options(changes)}: {end}")
     return row
 
 

@@ -161,11 +161,32 @@ def balance_sentence(even: Mapping[str, Any]) -> str:
     )
 
 
+OPTIONS = {"chunk_tokens": "objective.chunk-tokens"}
+
+
+def options(changes: Mapping[str, Any]) -> str:
+    """A row's changes as they are written behind a command; of remat, in words.
+
+    What is computed again is said by a function, which only a config can name.
+
+    Example:
+      >>> options({"mesh": "fsdp=4,tensor=2", "chunk_tokens": 512, "remat": "dots"})
+      '--mesh=fsdp=4,tensor=2 --objective.chunk-tokens=512 (remat: dots)'
+    """
+    words = [
+        f"(remat: {value})"
+        if name == "remat"
+        else f"--{OPTIONS.get(name, name)}={value}"
+        for name, value in changes.items()
+    ]
+    return " ".join(words) or "as it is"
+
+
 def ranking(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """What a search tried, the best first."""
     out = [f"  {'':2}{'what':46}{'peak':>12}{'at least':>11}{'at most':>11}  bound by"]
     for number, row in enumerate(rows, 1):
-        what = " ".join(f"{k}={v}" for k, v in row["changes"].items()) or "as it is"
+        what = options(row["changes"])
         if row["fits"] and row["seconds"] is not None:
             low, high = row["seconds"]
             end = f"{seconds(low):>11}{seconds(high):>11}  {row['bound_by']}"

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from distilljax import data, models, objectives, optimizers, students
+from distilljax.cli import overrides
 from distilljax.config import Config, load_experiment, to_json
 from distilljax.data import text
 from distilljax.planning import open_topology, plan
 from distilljax.planning.page import page
 from distilljax.planning.search import candidates, changed, search
-from distilljax.planning.words import lines
+from distilljax.planning.words import lines, options
 from distilljax.programs import Programs
 from distilljax.sharding import mesh_from_string
 from distilljax.teachers import Placed
@@ -159,6 +160,33 @@ def test_a_search_ranks_what_it_compiled(here):
     assert len(said) == len(rows) - 1 >= 2
     assert {} in [row["changes"] for row in rows]
     assert all(row["fits"] for row in rows)
+
+
+def test_an_error_of_the_compiler_in_one_variant_does_not_end_the_search(
+    here, monkeypatch
+):
+    def broken(config, topology):
+        raise jax.errors.JaxRuntimeError("INTERNAL: during tiling. More\nof it")
+
+    monkeypatch.setattr("distilljax.planning.search.plan", broken)
+    said = []
+    rows = search(language_model(), open_topology(), here, limit=3, say=said.append)
+    assert [row["error"] for row in rows] == [None] + ["INTERNAL: during tiling"] * 2
+    assert all(line.endswith(": INTERNAL: during tiling") for line in said)
+    assert "--objective.chunk-tokens=" in said[0]
+
+
+def test_what_is_tried_can_be_pasted_behind_the_command(here):
+    """Of everything but remat, which only a config can name."""
+    path = str(RECIPES / "gemma2_9b_to_2b.py")
+    recipe = load_experiment(path).config(0)
+    parser = overrides.make_parser("plan", "", workdir=False)
+    tried = [c for c in candidates(language_model(), here) if "remat" not in c]
+    assert len(tried) > 4
+    for changes in tried:
+        _, experiment, words = overrides.parse(parser, [path, options(changes)])
+        (run,) = overrides.plan(experiment, words, seeds=[0], arms=None, parser=parser)
+        assert run.config == changed(recipe, changes), changes
 
 
 def test_a_search_leaves_the_batch_and_the_student_alone(here):
