@@ -112,18 +112,20 @@ class _Walk:
     program: Program
     _inside: dict[str, list[Live]] = field(default_factory=dict)
 
-    def inside(self, name: str) -> list[Live]:
+    def inside(self, name: str, loop: bool) -> list[Live]:
         """What a computation that is called needs besides its arguments."""
         if name not in self._inside:
             computation = self.program.computations[name]
             everything = set(range(sum(computation.root.parts)))
-            self._inside[name] = self.peak(computation, everything)
+            self._inside[name] = self.peak(computation, everything, loop)
         return self._inside[name]
 
-    def peak(self, computation: Computation, given: set[int]) -> list[Live]:
+    def peak(
+        self, computation: Computation, given: set[int], loop: bool = False
+    ) -> list[Live]:
         """What is live at the peak of a computation; `given` results have a place."""
         schedule = list(computation.instructions.values())
-        buffers, made = self._buffers(computation, schedule, given)
+        buffers, made = self._buffers(computation, schedule, given, loop)
         ends: dict[int, list[int]] = {}
         for number, buffer in enumerate(buffers):
             ends.setdefault(buffer.last, []).append(number)
@@ -171,11 +173,16 @@ class _Walk:
         if instruction.opcode not in _CALLS:
             return []
         names = (n for names in instruction.called.values() for n in names)
-        needs = [self.inside(n) for n in names if n in self.program.computations]
+        loop = instruction.opcode == "while"
+        needs = [self.inside(n, loop) for n in names if n in self.program.computations]
         return max(needs, key=lambda x: sum(one.nbytes for one in x), default=[])
 
     def _buffers(
-        self, computation: Computation, schedule: Sequence[Instruction], given: set[int]
+        self,
+        computation: Computation,
+        schedule: Sequence[Instruction],
+        given: set[int],
+        loop: bool,
     ) -> tuple[list[_Buffer], list[list[int]]]:
         """All buffers of a computation, and which of them each instruction makes."""
         buffers: list[_Buffer] = []
@@ -213,8 +220,42 @@ class _Walk:
             if index in given:
                 buffers[number].counts = False
             buffers[number].last = end
+        if loop:
+            self._lent(values, computation, buffers, made)
         made = [[n for n in new if buffers[n].counts] for new in made]
         return buffers, made
+
+    @staticmethod
+    def _lent(
+        values: dict[str, list[int | None]],
+        computation: Computation,
+        buffers: list[_Buffer],
+        made: list[list[int]],
+    ) -> None:
+        """Let arrays of a loop's body lie where one of the loop's was read last.
+
+        From there until the next value of it is written its place is free, and the
+        compiler gives it to others that live in between.
+        """
+        (parameter,) = computation.parameters()
+        when = {number: at for at, new in enumerate(made) for number in new}
+        before, after = values[parameter.name], values.get(computation.root.name, ())
+        for old, new in zip(before, after, strict=False):
+            if old is None or new is None or old == new or new not in when:
+                continue
+            room, taken = buffers[old].live.nbytes, []
+            inside = [
+                (buffers[n].live.nbytes, n)
+                for n, at in when.items()
+                if buffers[n].counts and buffers[old].last < at
+                and buffers[n].last < when[new]
+            ]  # fmt: skip
+            for size, number in sorted(inside, reverse=True):
+                span = when[number], buffers[number].last
+                free = all(span[1] < a or b < span[0] for a, b in taken)
+                if size <= room and free:
+                    taken.append(span)
+                    buffers[number].counts = False
 
     def _shared(
         self,
