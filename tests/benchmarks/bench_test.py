@@ -121,7 +121,7 @@ def test_checkpoints_that_cost_too_much_are_marked():
 
 def test_a_compilation_that_does_not_fit_is_an_answer():
     memory = {"peak": 100e6, "predicted_peak": 104e6}
-    fits = {"fits": True, "memory": memory}
+    fits = {"fits": True, "memory": memory, "compile_seconds": 301.0}
     cases = {
         "a": {"plain": False, "programs": {"step": fits}},
         "a, plain": {
@@ -130,9 +130,9 @@ def test_a_compilation_that_does_not_fit_is_an_answer():
         },
     }
     found = list(rows.scale({"cases": cases}))
-    assert [row.met for row in found] == [True, True, None]
+    assert [row.met for row in found] == [True, True, False, None]
     assert found[0].value == "fits, peak 100.0 MB on a chip"
-    assert found[2].value == "does not fit"
+    assert found[3].value == "does not fit"
 
 
 def script(tmp_path, name, text):
