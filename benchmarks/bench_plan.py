@@ -249,7 +249,7 @@ BENCHMARKS = (
                       "--out runs/lm/austen_store --kind sampled"),
                 _run("lm/smollm2_austen", "lm/austen_cached",
                      " --arms kept_labels,kept_cached,scratch_labels,scratch_cached "
-                     "--seeds 0..2"),
+                     "--seeds 0"),
             ),
         ),
         page="language_models.md",

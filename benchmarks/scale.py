@@ -31,6 +31,7 @@ from distilljax.metrics import write_atomically
 from distilljax.planning import Plan, plan
 from distilljax.planning.hlo import Program, Shape
 from distilljax.planning.words import gib, seconds
+from distilljax.workdir import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/scale.json"
@@ -127,8 +128,9 @@ def main() -> None:
 
 def measured(case: Case) -> dict[str, Any]:
     """The plan of a case, and what is not in its program."""
+    load = os.getloadavg()[0]
     made = plan(case.config(), case.topology)
-    result = made.to_json()
+    result = made.to_json() | {"compiled_on": machine(), "load_before": load}
     for program in result["programs"].values():
         kinds = sorted(program["collectives"].items(), key=lambda kv: kv[0])
         program["collectives"] = dict(kinds)

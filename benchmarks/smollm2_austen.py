@@ -3,7 +3,7 @@
     distilljax cache configs/lm/smollm2_austen.py --out runs/lm/austen_store \
         --kind sampled
     distilljax train configs/lm/smollm2_austen.py --workdir runs/lm/austen_cached \
-        --arms kept_labels,kept_cached,scratch_labels,scratch_cached --seeds 0..2
+        --arms kept_labels,kept_cached,scratch_labels,scratch_cached --seeds 0
     python benchmarks/smollm2_austen.py runs/lm/austen_cached
 
 Writes benchmarks/results/smollm2_austen.json and docs/figures/smollm2_austen.png, and

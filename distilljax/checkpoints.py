@@ -15,6 +15,7 @@ import itertools
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from distilljax._checks import fail
 from distilljax.manifests import check_writable, damage, write_manifest
-from distilljax.patience import is_passing
+from distilljax.patience import is_passing, note, patiently, reason_of
 from distilljax.saved_arrays import (
     DamagedError,
     UnlikeError,
@@ -64,7 +65,7 @@ class Checkpoints:
         self._read_only = read_only
         self._sign = 1.0 if mode == "max" else -1.0
         self._verifying: threading.Thread | None = None
-        self._failure: tuple[int, Exception] | None = None
+        self._failure: tuple[int, Any, Exception] | None = None
         self._failures_in_a_row = 0
         if not read_only and jax.process_index() == 0:
             check_writable(self._directory)
@@ -101,6 +102,8 @@ class Checkpoints:
 
     def improves(self, step: int, numbers: Numbers | None) -> bool:
         """True if a checkpoint with these numbers would be the best so far."""
+        if self._failure is not None:
+            self._join()  # the best so far may be what was not written
         if self._select is None or numbers is None:
             return False
         return self._best is None or self._rank({**numbers, "step": step}) > self._best
@@ -140,23 +143,25 @@ class Checkpoints:
 
         def start() -> None:
             try:
-                # one that is complete and could not be read back is read once more
-                there = step in self.steps()
-                written = there or self._checkpointer.save_checkpointables_async(
+                written = self._checkpointer.save_checkpointables_async(
                     step, {"state": state}, metrics=metrics, custom_metadata=meta
                 )
             except OSError as error:
-                if not is_passing(error):
+                # of several processes the others wait for this one
+                if jax.process_count() > 1 or not is_passing(error):
                     self._not_written(step, error)
-                self._failure = step, error
+                self._failure = step, arrays, error
                 return
             self._verifying = threading.Thread(
                 target=self._verify, args=(step, written, arrays, then), daemon=True
             )
             self._verifying.start()
 
+        if last:
+            self._failures_in_a_row = 0
         start()
         while last and not self._join():
+            time.sleep(RETRY_SECS * self._failures_in_a_row)
             start()
 
     def _verify(
@@ -164,53 +169,59 @@ class Checkpoints:
     ) -> None:
         """Read a checkpoint back when it is complete; in a thread of its own."""
         try:
-            if written is not True:
-                written.result()
+            written.result()
             if jax.process_index() == 0:
-                folder = self._directory / str(step)
-                found = ocp.checkpointables_metadata(str(folder))
-                if shapes_of(found.metadata["state"]) != arrays:
-                    raise UnlikeError("one of other arrays than were written")
-                write_manifest(folder)
+                patiently(lambda: self._read_back(step, arrays))
             self._failures_in_a_row = 0
-            then()
         # whatever it is, it is raised where the loop will see it
         except Exception as error:  # noqa: BLE001
-            self._failure = step, error
+            self._failure = step, arrays, error
+            return
+        try:
+            then()
+        except OSError as error:  # of what is said of it; the checkpoint is whole
+            note(f"step {step} is saved, and could not be noted ({reason_of(error)}).")
+
+    def _read_back(self, step: int, arrays: Any) -> None:
+        folder = self._directory / str(step)
+        found = ocp.checkpointables_metadata(str(folder))
+        if shapes_of(found.metadata["state"]) != arrays:
+            raise UnlikeError("one of other arrays than were written")
+        write_manifest(folder)
 
     def _join(self) -> bool:
-        """Wait until the last checkpoint is verified.
-
-        Returns False after a fault of the moment, which is told; raises if it is
-        another.
-        """
+        """Wait for the last checkpoint; False after a fault that may pass, told here."""
         if self._verifying is not None:
             self._verifying.join()
             self._verifying = None
         if self._failure is None:
             return True
-        (step, error), self._failure = self._failure, None
+        (step, arrays, error), self._failure = self._failure, None
         self._failures_in_a_row += 1
         many = self._failures_in_a_row >= MAX_FAILURES or jax.process_count() > 1
         if many or not is_passing(error):
             self._not_written(step, error)
-        print(
-            f"note: the checkpoint of step {step} was not written "
-            f"({_reason(error)[:200]}). The run goes on, and ends if that happens "
-            f"{MAX_FAILURES} times in a row.",
-            file=sys.stderr,
-            flush=True,
-        )
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
-            self._checkpointer.close()  # which raises the error once more
-        self._checkpointer = self._open()
+        for _ in range(2):  # it raises the error once more, and closes after that
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                self._checkpointer.close()
+        self._checkpointer = patiently(self._open)
         self._best = max(self._ranks(), default=None)
+        if step in self.steps():
+            # what failed came after it was complete
+            with contextlib.suppress(OSError):
+                patiently(lambda: self._read_back(step, arrays))
+                return True
+        note(
+            f"the checkpoint of step {step} was not written and read back "
+            f"({reason_of(error)[:200]}). The run goes on, and ends if that happens "
+            f"{MAX_FAILURES} times in a row."
+        )
         return False
 
     def _not_written(self, step: int, error: Exception) -> NoReturn:
         raise ValueError(
             f"Checkpoints: the checkpoint {self._directory / str(step)} must be "
-            f"written, and be readable after that, got an error: {_reason(error)}. "
+            f"written, and be readable after that, got an error: {reason_of(error)}. "
             "Make room, or see that the folder can be written: the same command goes "
             "on from the checkpoint before."
         ) from error
@@ -264,8 +275,8 @@ class Checkpoints:
         for step, error in damaged.items():
             if jax.process_index() != 0:
                 continue
-            note = (
-                f"note: the checkpoint of step {step} must be complete, got {error}. "
+            words = (
+                f"the checkpoint of step {step} must be complete, got {error}. "
                 f"Going on from that of step {good}"
             )
             if not self._read_only:
@@ -275,8 +286,8 @@ class Checkpoints:
                 while target.exists():
                     target = aside / f"{step}.{next(taken)}"
                 (self._directory / str(step)).replace(target)
-                note += f"; the damaged one is now {target}"
-            print(f"{note}.", file=sys.stderr, flush=True)
+                words += f"; the damaged one is now {target}"
+            note(f"{words}.")
         if damaged and not self._read_only:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged checkpoints set aside")
@@ -361,8 +372,12 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Return when what was started is written and verified."""
-        self._join()
+        """Return when what was started is written and verified; raise if it is not."""
+        if self._verifying is not None:
+            self._verifying.join()
+        failed = self._failure
+        if not self._join() and failed is not None:
+            self._not_written(failed[0], failed[2])
         self._checkpointer.wait()
 
     def close(self) -> None:
@@ -376,12 +391,10 @@ class Checkpoints:
             if self._failure is None and not ending:
                 raise
         if not ending and self._failure is not None:
-            self._not_written(*self._failure)
+            step, _, error = self._failure
+            self._not_written(step, error)
 
 
 MAX_FAILURES = 3
+RETRY_SECS = 3.0
 _NO_FOLDER = "no such folder"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

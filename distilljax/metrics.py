@@ -5,6 +5,7 @@ The loop never waits for a number: metrics stay on the devices until a window is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax.patience import append_line, patiently
+from distilljax.patience import append_line, note, patiently
 from distilljax.typing import Mean
 
 Record = dict[str, Any]
@@ -180,24 +181,54 @@ class JsonlWriter(Writer):
 
 
 class TensorBoardWriter(Writer):
-    """Scalars for TensorBoard, in the run's folder."""
+    """Scalars for TensorBoard, in the run's folder.
+
+    A thread writes them. One that has met a fault of the disk is gone without a word,
+    and would be waited for: another file is begun then.
+    """
 
     def __init__(self, directory: Path, resume_step: int):
+        self._directory = directory
+        # what lies beyond is from a killed run: TensorBoard drops it
+        self._open(resume_step + 1)
+
+    def _open(self, first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        # what lies beyond is from a killed run: TensorBoard drops it
-        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
+        # room for all of a record: who puts more into a full queue, waits
+        self._writer = SummaryWriter(
+            str(self._directory), purge_step=first_step, max_queue=10_000
+        )
+        self._events: Any = self._writer.file_writer.event_writer  # pyright: ignore
+
+    def _is_alive(self) -> bool:
+        return self._events._worker is not None and self._events._worker.is_alive()
 
     def write(self, record: Record) -> None:
         """One scalar per metric, under its split."""
+        if not self._is_alive():
+            note(f"a file in {self._directory} could not be written; another is begun.")
+            self._let_go()
+            try:
+                patiently(lambda: self._open(record["step"]))
+            except OSError:  # metrics.jsonl has the same; the next record tries again
+                return
         for name, value in record.items():
             if isinstance(value, float) and name != "seconds":
                 tag = f"{record['split']}/{name}"
                 self._writer.add_scalar(tag, value, record["step"])
 
+    def _let_go(self) -> None:
+        # what nobody reads any more is not to be waited for at the end of the process
+        self._events._event_queue.cancel_join_thread()
+
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        if not self._is_alive():
+            self._let_go()
+            return
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
 
 # Steps of a small student take less than drawing where they are.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +17,12 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-_PASSING = (
-    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT,
-    errno.ECONNRESET, errno.ECONNABORTED, errno.ENETUNREACH, errno.EREMOTEIO,
+_NAMES = (
+    "EIO", "EAGAIN", "EBUSY", "EINTR", "ENOTEMPTY", "ESTALE", "ETIMEDOUT", "ECONNRESET",
+    "ECONNABORTED", "ENETUNREACH", "EREMOTEIO",
 )  # fmt: skip
+# Not every system has all of them.
+_PASSING = tuple(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
 _WORDS = tuple(os.strerror(number) for number in _PASSING)
 WAITS_SECS = (0.1, 0.3, 1.0, 3.0)
 
@@ -40,6 +43,8 @@ def is_passing(error: BaseException | None) -> bool:
       False
     """
     while error is not None:
+        if isinstance(error, TimeoutError):
+            return True
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno in _PASSING
         if any(words in str(error) for words in _WORDS):
@@ -82,19 +87,43 @@ def append_line(path: Path, line: str) -> None:
     Args:
       path: The file; made if it is not there.
       line: Without its end.
+
+    Raises:
+      OSError: it could not be written, after several tries if the fault may pass.
     """
     data = f"{line}\n".encode()
+    size: int | None = None
+
+    def write() -> None:
+        nonlocal size
+        with path.open("ab", buffering=0) as file:
+            if size is None:
+                size = file.tell()
+            elif file.tell() > size:
+                file.truncate(size)  # what a try before this one has written of it
+            if file.write(data) != len(data):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
     with _APPENDING:
-        size = path.stat().st_size if path.exists() else 0
-
-        def write() -> None:
-            with path.open("ab", buffering=0) as file:
-                if file.tell() > size:
-                    file.truncate(size)  # what a try before this one has written of it
-                if file.write(data) != len(data):
-                    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
         patiently(write)
 
 
-__all__ = ["append_line", "is_passing", "patiently"]
+def note(text: str) -> None:
+    """Tell who runs this, beside what is asked for.
+
+    Args:
+      text: A sentence.
+    """
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says, or what it is.
+
+    Args:
+      error: What was raised.
+    """
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+__all__ = ["append_line", "is_passing", "note", "patiently", "reason_of"]

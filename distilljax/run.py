@@ -277,7 +277,7 @@ class Run:
                 if (old := self.workdir / name).exists():
                     old.replace(self.workdir / f"previous_{name}")
         if self.origin is not None and self.checkpoints.latest() is None:
-            self.save(start, state, self.iterator.get_state(), None)
+            self.save(start, state, self.iterator.get_state(), None, last=True)
 
     def batches(self, mesh: Mesh) -> Any:
         """Pairs of a batch on the devices and its index; resumable."""

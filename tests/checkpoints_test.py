@@ -472,36 +472,122 @@ def test_an_error_of_writing_is_raised_at_the_next_checkpoint(tmp_path, monkeypa
         raise ZeroDivisionError
 
 
-def test_of_a_disk_that_does_not_answer_the_third_failure_in_a_row_is_an_error(
-    tmp_path, monkeypatch, capfd
-):
-    """Each checkpoint stands for the one before it; the last is tried again itself."""
-    answers: list[bool] = []
-    real = checkpoints_module.write_manifest
+@pytest.fixture
+def answers(monkeypatch):
+    """Whether the next checkpoints can be written; without more of them, all can."""
+    found: list[bool] = []
+    orbax = checkpoints_module.ocp.training.Checkpointer
+    real = orbax.save_checkpointables_async
 
-    def write(folder):
-        if answers and not answers.pop(0):
+    class Broken:
+        def result(self):
             raise OSError(5, "Input/output error")
-        real(folder)
 
-    monkeypatch.setattr(checkpoints_module, "write_manifest", write)
+    def save(self, step, *args, **kwargs):
+        if found and not found.pop(0):
+            return Broken()
+        return real(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(orbax, "save_checkpointables_async", save)
+    monkeypatch.setattr(checkpoints_module, "RETRY_SECS", 0.0)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return found
+
+
+def test_of_a_disk_that_does_not_answer_the_third_failure_in_a_row_is_an_error(
+    tmp_path, answers, capfd
+):
+    """Each checkpoint stands for the one before it."""
     checkpoints = Checkpoints(tmp_path, keep_last=9)
     answers += [False, False, True, False, False, False]
     for step in (1, 2, 3, 4, 5, 6):
         checkpoints.save(step, STATE, {"a": step})
     told = capfd.readouterr().err
     for step in (1, 2, 4, 5):
-        assert f"note: the checkpoint of step {step} was not written ([Errno 5]" in told
+        assert f"the checkpoint of step {step} was not written and read back" in told
     with pytest.raises(ValueError, match=r"6 must be written.*Input/output error"):
         checkpoints.save(7, STATE, {"a": 7})
+    assert steps_in(tmp_path) == [3]
 
+
+def test_the_last_checkpoint_of_a_run_is_tried_three_times(tmp_path, answers):
     checkpoints = Checkpoints(tmp_path, keep_last=9)
-    answers += [False, False, True]
-    checkpoints.save(8, STATE, {"a": 8}, last=True)
-    assert (tmp_path / "8" / "files.json").exists()
+    answers += [False, False, False, False, True]
+    for step in (1, 2):
+        checkpoints.save(step, STATE, {"a": step})
+    checkpoints.save(3, STATE, {"a": 3}, last=True)  # a count of its own
+    assert (tmp_path / "3" / "files.json").exists()
     answers += [False, False, False]
-    with pytest.raises(ValueError, match=r"9 must be written"):
-        checkpoints.save(9, STATE, {"a": 9}, last=True)
+    with pytest.raises(ValueError, match=r"4 must be written"):
+        checkpoints.save(4, STATE, {"a": 4}, last=True)
+    checkpoints.save(5, STATE, {"a": 5})
+    checkpoints.wait()
+    answers += [False]
+    checkpoints.save(6, STATE, {"a": 6})
+    with pytest.raises(ValueError, match=r"6 must be written"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert steps_in(tmp_path) == [3, 5]
+
+
+def test_a_best_one_that_was_not_written_is_not_the_best(tmp_path, answers):
+    checkpoints = Checkpoints(tmp_path, select="accuracy")
+    checkpoints.save(1, STATE, {"a": 1}, {"accuracy": 0.5})
+    checkpoints.wait()
+    answers += [False]
+    checkpoints.save(2, STATE, {"a": 2}, {"accuracy": 0.9})
+    checkpoints._verifying.join()
+    assert checkpoints.improves(3, {"accuracy": 0.8})
+    assert checkpoints.best() == (1, 0.5)
+    checkpoints.close()
+
+
+def test_a_complete_checkpoint_is_read_back_though_something_failed_after_it(
+    tmp_path, monkeypatch, capfd
+):
+    """It has its list of files then, and counts for what it is."""
+    left = [OSError(5, "Input/output error")] * 5
+    real = checkpoints_module.write_manifest
+
+    def write(folder):
+        if left:
+            raise left.pop()
+        real(folder)
+
+    monkeypatch.setattr(checkpoints_module, "write_manifest", write)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, STATE, {"a": 1})
+    checkpoints.wait()
+    checkpoints.close()
+    assert (tmp_path / "1" / "files.json").exists()
+    assert "was not written" not in capfd.readouterr().err
+
+
+def test_what_cannot_be_noted_of_a_checkpoint_leaves_it_whole(tmp_path, capfd):
+    def then():
+        raise OSError(5, "Input/output error")
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, STATE, {"a": 1}, then=then, last=True)
+    checkpoints.close()
+    assert "step 1 is saved, and could not be noted" in capfd.readouterr().err
+
+
+def test_of_several_processes_a_fault_ends_the_run_at_once(tmp_path, monkeypatch):
+    """The others wait where a checkpoint begins: a step without them would hang."""
+    checkpoints = Checkpoints(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(
+        checkpoints_module.ocp.training.Checkpointer, "save_checkpointables_async", fail
+    )
+    with monkeypatch.context() as several:
+        several.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(ValueError, match=r"1 must be written"):
+            checkpoints.save(1, STATE, {"a": 1})
     checkpoints.close()
 
 

@@ -110,15 +110,15 @@ class _Walk:
     """The walk; what a loop's body needs is found once."""
 
     program: Program
-    _inside: dict[str, list[Live]] = field(default_factory=dict)
+    _inside: dict[tuple[str, bool], list[Live]] = field(default_factory=dict)
 
     def inside(self, name: str, loop: bool) -> list[Live]:
         """What a computation that is called needs besides its arguments."""
-        if name not in self._inside:
+        if (name, loop) not in self._inside:
             computation = self.program.computations[name]
             everything = set(range(sum(computation.root.parts)))
-            self._inside[name] = self.peak(computation, everything, loop)
-        return self._inside[name]
+            self._inside[name, loop] = self.peak(computation, everything, loop)
+        return self._inside[name, loop]
 
     def peak(
         self, computation: Computation, given: set[int], loop: bool = False
@@ -172,9 +172,12 @@ class _Walk:
         """Of what an instruction runs, the computation that needs the most."""
         if instruction.opcode not in _CALLS:
             return []
-        names = (n for names in instruction.called.values() for n in names)
-        loop = instruction.opcode == "while"
-        needs = [self.inside(n, loop) for n in names if n in self.program.computations]
+        needs = [
+            self.inside(name, loop=role == "body")
+            for role, names in instruction.called.items()
+            for name in names
+            if name in self.program.computations
+        ]
         return max(needs, key=lambda x: sum(one.nbytes for one in x), default=[])
 
     def _buffers(

@@ -64,7 +64,8 @@ def _tried(
         row = _row(changes, plan(changed(config, changes), topology))
     # an error of the compiler in one of them says nothing of the others
     except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
-        row = _row(changes, None, str(error).splitlines()[0].split(". ")[0][:200])
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        row = _row(changes, None, first.split(". ")[0][:200])
     end = "fits" if row["fits"] else row["error"] or "does not fit"
     say(f"  tried {options(changes)}: {end}")
     return row
