@@ -190,7 +190,7 @@ class Checkpoints:
         write_manifest(folder)
 
     def _join(self) -> bool:
-        """Wait for the last checkpoint; False after a fault that may pass, told here."""
+        """Wait for the last checkpoint; False after a fault that may pass, and told."""
         if self._verifying is not None:
             self._verifying.join()
             self._verifying = None
