@@ -635,7 +635,7 @@ def test_several_slices_need_storage_that_they_share(cloud):
 
 
 def test_an_interrupt_stops_the_calls_for_all_slices(cloud):
-    cloud.arrange(train=[{"secs": 50}, {"secs": 50}])
+    cloud.arrange(train=[{"secs": 300}, {"secs": 300}])
     env = {"PATH": f"{cloud.bin}:{os.environ['PATH']}", "HOME": str(cloud.home)}
     script = cloud.repository / "scripts" / "tpu_vm.sh"
     process = subprocess.Popen(
@@ -650,7 +650,7 @@ def test_an_interrupt_stops_the_calls_for_all_slices(cloud):
         time.sleep(0.1)
 
     os.killpg(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=20)[1]
+    error = process.communicate(timeout=100)[1]
 
     assert process.returncode == 130
     assert "distil may still run, and be billed" in error
