@@ -101,8 +101,9 @@ def append_line(path: Path, line: str) -> None:
                 size = file.tell()
             elif file.tell() > size:
                 file.truncate(size)  # what a try before this one has written of it
-            if file.write(data) != len(data):
-                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            left = memoryview(data)
+            while left:  # of a full disk the first write takes what there is room for
+                left = left[file.write(left) :]
 
     with _APPENDING:
         patiently(write)
