@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tests.processes import FAST_COMPILATION, compiled_by_all
+from tests.processes import FAST_COMPILATION, compiled_before
 
 # Before jax is imported: it reads these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,8 +14,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # making them fast. Commands in processes of their own are compiled as users' are.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}"
 
-# Many tests compile the same: once for all of them, in whatever process they are.
-os.environ.update(compiled_by_all())
+# Many tests compile the same, and processes that they start do.
+os.environ.update(compiled_before())
 
 import beartype
 import hypothesis

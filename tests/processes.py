@@ -11,19 +11,22 @@ FAST_COMPILATION = "--xla_backend_optimization_level=0"
 
 
 # Set by the first process of a test session, for all others.
-_SHARED = "DISTILLJAX_TESTS_COMPILED"
+_FOLDER = "DISTILLJAX_TESTS_COMPILED"
 
 
-def compiled_by_all() -> dict[str, str]:
-    """Variables for a cache of compiled programs, of all processes of one session.
+def compiled_before() -> dict[str, str]:
+    """Variables for a cache of what this test process, and those it starts, compile.
 
-    The first process makes the folder, and removes it at its end.
+    Each of several has one of its own: JAX writes entries in place, and warns of one
+    that it reads while another process writes it. The first process of all makes the
+    folder, and removes it at its end.
     """
-    if _SHARED not in os.environ:
-        folder = os.environ[_SHARED] = tempfile.mkdtemp(prefix="compiled")
+    if _FOLDER not in os.environ:
+        folder = os.environ[_FOLDER] = tempfile.mkdtemp(prefix="compiled")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     return {
-        "JAX_COMPILATION_CACHE_DIR": os.environ[_SHARED],
+        "JAX_COMPILATION_CACHE_DIR": os.path.join(os.environ[_FOLDER], worker),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -40,5 +43,5 @@ def environment(num_devices: int) -> dict[str, str]:
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(FAST_COMPILATION, "").strip(),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
-        **compiled_by_all(),
+        **compiled_before(),
     }
