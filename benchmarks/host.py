@@ -58,7 +58,7 @@ class Noise:
 
 
 def config(seed: int = 0) -> Config:
-    """A student and a teacher that take the devices next to nothing."""
+    """A student, trained on labels, that takes the devices next to nothing."""
     return Config(
         name="host",
         student=models.MLP(num_features=16, hidden=(16,), num_classes=10),

@@ -7,8 +7,7 @@
     python benchmarks/smollm2_austen.py runs/lm/austen_cached
 
 Writes benchmarks/results/smollm2_austen.json and docs/figures/smollm2_austen.png, and
-prints the table of docs/language_models.md. Every number is that of a results.json, or
-of the store's manifest.
+prints the table of docs/language_models.md. Every number is that of a results.json.
 """
 
 from __future__ import annotations
