@@ -116,7 +116,7 @@ class Checkpoints:
         numbers: Numbers | None = None,
         *,
         then: Callable[[], None] = lambda: None,
-        last: bool = False,
+        wait: bool = False,
     ) -> None:
         """Start writing a checkpoint, when the one before is written and verified.
 
@@ -133,7 +133,7 @@ class Checkpoints:
           meta: Whatever else is to be restored, as JSON.
           numbers: Measures on the validation split, if this checkpoint may be selected.
           then: Called by another thread when it is written and verified.
-          last: No other comes after it: wait for it, and try again if it fails.
+          wait: Return when it is written and verified, and try again if that fails.
         """
         self._join()
         metrics = None if numbers is None else {**numbers, "step": step}
@@ -157,10 +157,10 @@ class Checkpoints:
             )
             self._verifying.start()
 
-        if last:
+        if wait:
             self._failures_in_a_row = 0
         start()
-        while last and not self._join():
+        while wait and not self._join():
             time.sleep(RETRY_SECS * self._failures_in_a_row)
             start()
 

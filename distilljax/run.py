@@ -277,7 +277,7 @@ class Run:
                 if (old := self.workdir / name).exists():
                     old.replace(self.workdir / f"previous_{name}")
         if self.origin is not None and self.checkpoints.latest() is None:
-            self.save(start, state, self.iterator.get_state(), None, last=True)
+            self.save(start, state, self.iterator.get_state(), None, wait=True)
 
     def batches(self, mesh: Mesh) -> Any:
         """Pairs of a batch on the devices and its index; resumable."""
@@ -365,9 +365,9 @@ class Run:
         state: Any,
         data: Any,
         numbers: dict[str, float] | None,
-        last: bool = False,
+        wait: bool = False,
     ) -> None:
-        """Start writing a checkpoint, without the teacher; the last is waited for."""
+        """Start writing a checkpoint of everything but the teacher, or `wait` for it."""
         meta = {
             "data": data,
             "teacher": self.taught_by,
@@ -379,5 +379,5 @@ class Run:
         }
         with self.meter.spent("checkpoint"):
             then = self.observer.saved(step)
-            self.checkpoints.save(step, state, meta, numbers, then=then, last=last)
+            self.checkpoints.save(step, state, meta, numbers, then=then, wait=wait)
         self.clock.restart()

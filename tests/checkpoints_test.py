@@ -515,11 +515,11 @@ def test_the_last_checkpoint_of_a_run_is_tried_three_times(tmp_path, answers):
     answers += [False, False, False, False, True]
     for step in (1, 2):
         checkpoints.save(step, STATE, {"a": step})
-    checkpoints.save(3, STATE, {"a": 3}, last=True)  # a count of its own
+    checkpoints.save(3, STATE, {"a": 3}, wait=True)  # a count of its own
     assert (tmp_path / "3" / "files.json").exists()
     answers += [False, False, False]
     with pytest.raises(ValueError, match=r"4 must be written"):
-        checkpoints.save(4, STATE, {"a": 4}, last=True)
+        checkpoints.save(4, STATE, {"a": 4}, wait=True)
     checkpoints.save(5, STATE, {"a": 5})
     checkpoints.wait()
     answers += [False]
@@ -569,7 +569,7 @@ def test_what_cannot_be_noted_of_a_checkpoint_leaves_it_whole(tmp_path, capfd):
         raise OSError(5, "Input/output error")
 
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, STATE, {"a": 1}, then=then, last=True)
+    checkpoints.save(1, STATE, {"a": 1}, then=then, wait=True)
     checkpoints.close()
     assert "step 1 is saved, and could not be noted" in capfd.readouterr().err
 
