@@ -7,7 +7,8 @@
     python benchmarks/smollm2_austen.py runs/lm/austen_cached
 
 Writes benchmarks/results/smollm2_austen.json and docs/figures/smollm2_austen.png, and
-prints the table of docs/language_models.md. Every number is that of a results.json.
+prints the table of docs/language_models.md. Every number is that of a results.json,
+or of a store's manifest.
 """
 
 from __future__ import annotations
@@ -55,12 +56,19 @@ def main() -> None:
         type=Path,
         help="runs whose teacher was in the step; else those of the results stay",
     )
+    parser.add_argument(
+        "--stores",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="what was --out of `distilljax cache`; else those of the results stay",
+    )
     args = parser.parse_args()
     found = collect(args.runs)
-    if args.online is not None:
-        found["online"] = collect(args.online)
-    elif RESULTS.exists():
-        found["online"] = read_json(RESULTS).get("online")
+    before = read_json(RESULTS) if RESULTS.exists() else {}
+    found["stores"] = list(map(_store, args.stores)) or before.get("stores", [])
+    online = None if args.online is None else collect(args.online)
+    found["online"] = online or before.get("online")
     write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
     print("\n".join(table(found)))
     draw(found)
@@ -88,6 +96,18 @@ def collect(runs: Path) -> dict[str, Any]:
         **{name: last[name] for name in shared},
         "teacher": _of(last, "teacher"),
         "arms": {name: arms[name] for name in ARMS if name in arms},
+    }
+
+
+def _store(folder: Path) -> dict[str, Any]:
+    """Of a store's manifest, what was kept and how many bytes a position took."""
+    manifest = read_json(folder / "manifest.json")
+    counts, logits = manifest["counts"], manifest["signal"]["logits"]
+    return {
+        "kind": logits["kind"],
+        "options": logits["options"],
+        "positions": counts["positions"],
+        "bytes_per_position": counts["bytes"] / counts["positions"],
     }
 
 

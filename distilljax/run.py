@@ -367,7 +367,7 @@ class Run:
         numbers: dict[str, float] | None,
         wait: bool = False,
     ) -> None:
-        """Start writing a checkpoint of everything but the teacher, or `wait` for it."""
+        """Start writing a checkpoint of all but the teacher, or `wait` for it."""
         meta = {
             "data": data,
             "teacher": self.taught_by,
