@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +235,7 @@ def traced(name: str, pair: Pair) -> dict[str, Any]:
 
 def loss_of(metrics: Any) -> jax.Array:
     """Of what a step returns beside the state."""
-    return metrics["loss"].value if isinstance(metrics, dict) else metrics
+    return metrics["loss"].value if isinstance(metrics, Mapping) else metrics
 
 
 def held(tree: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ STEPS = {"plain": plain, "ours": ours}
 
 def loss_of(metrics: Any) -> jax.Array:
     """Of what a step returns beside the state."""
-    return metrics["loss"].value if isinstance(metrics, dict) else metrics
+    return metrics["loss"].value if isinstance(metrics, Mapping) else metrics
 
 
 def ready_step(name: str, shape: str) -> tuple[Callable[[], float], dict[str, Any]]:

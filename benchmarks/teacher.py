@@ -126,7 +126,12 @@ PARTS: dict[str, tuple[int, Callable[[], dict[str, Any]]]] = {
     "overlap": (
         2,
         lambda: {
-            "waiting": [waiting(20, 20, 40), waiting(10, 30, 40), waiting(30, 10, 40)],
+            "waiting": [
+                waiting(20, 20, 40),
+                waiting(60, 60, 20),
+                waiting(10, 30, 40),
+                waiting(30, 10, 40),
+            ],
             "threads": threads(10),
         },
     ),

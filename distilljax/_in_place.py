@@ -14,7 +14,7 @@ from distilljax import _objective
 from distilljax._functional import Batch, PyTree, refuse_shared_arrays
 from distilljax._objective import Objective
 from distilljax.state import DistillState
-from distilljax.typing import Mean
+from distilljax.typing import Metrics
 
 
 class ObjectiveParam(nnx.Param):
@@ -85,7 +85,7 @@ class InPlaceStep:
 
     def __init__(
         self,
-        update: Callable[..., tuple[DistillState, dict[str, Mean]]],
+        update: Callable[..., tuple[DistillState, Metrics]],
         objective: Objective,
         trainable: Any,
         teacher_state: PyTree,
@@ -106,7 +106,7 @@ class InPlaceStep:
 
     def __call__(
         self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
-    ) -> dict[str, Mean]:
+    ) -> Metrics:
         """Update both in place; return the metrics."""
         if optimizer.wrt != self.wrt:
             raise ValueError(

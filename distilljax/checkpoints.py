@@ -11,12 +11,12 @@ before.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,14 +25,15 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from distilljax._checks import fail
-from distilljax.manifests import check_writable, damage, write_manifest
-from distilljax.patience import is_passing, note, patiently, reason_of
+from distilljax.manifests import check_writable, damage, set_aside, write_manifest
+from distilljax.patience import WAITS_SECS, is_passing, note, patiently, reason_of
 from distilljax.saved_arrays import (
     DamagedError,
     UnlikeError,
     as_written,
     check_same_arrays,
     shapes_of,
+    unreadable,
 )
 from distilljax.together import agreed
 
@@ -80,8 +81,12 @@ class Checkpoints:
             get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False
         )
         policies = [keep.LatestN(self._keep_last), *([best] if self._select else [])]
+        context = ocp.Context()
+        # floats become smaller by a twelfth, for a third of all the CPU time of saving
+        context.array.saving.use_compression = False
         return ocp.training.Checkpointer(
             str(self._directory),
+            context=context,
             # the loop decides when: after the losses are known to be finite
             save_decision_policy=decide.FixedIntervalPolicy(1),
             preservation_policy=keep.AnyPreservationPolicy(policies),
@@ -280,12 +285,7 @@ class Checkpoints:
                 f"Going on from that of step {good}"
             )
             if not self._read_only:
-                aside.mkdir(exist_ok=True)
-                taken = itertools.count(1)
-                target = aside / str(step)
-                while target.exists():
-                    target = aside / f"{step}.{next(taken)}"
-                (self._directory / str(step)).replace(target)
+                target = set_aside(self._directory / str(step), aside)
                 words += f"; the damaged one is now {target}"
             note(f"{words}.")
         if damaged and not self._read_only:
@@ -311,20 +311,22 @@ class Checkpoints:
         wrong = damage(folder) if jax.process_index() == 0 else None
         if agreed(wrong is not None):
             raise DamagedError(wrong or "damage that process 0 has found", agreed=True)
-        try:
+
+        def read() -> tuple[Any, Meta]:
             found = self._checkpointer.checkpointables_metadata(step)
             meta = found.custom_metadata
             if not isinstance(meta, dict) or not meta:
                 raise DamagedError("one without its metadata")
             check_same_arrays(found.metadata["state"], like)
             state = self._checkpointer.load_checkpointables(step, {"state": like})
+            return state["state"], meta
+
+        try:
+            return _read(read)
         except UnlikeError:
             raise
         except (ValueError, KeyError, OSError, TypeError) as error:
-            # Orbax's own words, a page about its handlers, are in the traceback
-            reason = "arrays that are missing, damaged or of other shapes"
-            raise DamagedError(reason if folder.is_dir() else _NO_FOLDER) from error
-        return state["state"], meta
+            raise DamagedError(unreadable(folder)) from error
 
     def restore_student(self, step: int, like: Any) -> Any:
         """Only the student, for evaluation or to be a teacher.
@@ -338,11 +340,13 @@ class Checkpoints:
         context.pytree.loading.partial_load = True
         with self._explained(step, "be complete and of this model"), context:
             path = str(self._directory / str(step))
-            meta = ocp.checkpointables_metadata(path).custom_metadata
+            known = _read(partial(ocp.checkpointables_metadata, path))
+            meta = known.custom_metadata
             beside = isinstance(meta, dict) and meta.get("objective_has_params", False)
             inside = {"params", "ema"} if beside else set()
             wanted = {k: {"student": x} if k in inside else x for k, x in like.items()}
-            found = ocp.load_checkpointables(path, {"state": wanted})["state"]
+            read = partial(ocp.load_checkpointables, path, {"state": wanted})
+            found = _read(read)["state"]
         return {k: x["student"] if k in inside else x for k, x in found.items()}
 
     @contextlib.contextmanager
@@ -350,12 +354,9 @@ class Checkpoints:
         try:
             yield
         except (ValueError, KeyError, OSError, TypeError) as error:
-            # Orbax's own words, a page about its handlers, are in the traceback
-            reason = "arrays that are missing, damaged or of other shapes"
-            if isinstance(error, UnlikeError):
-                reason = str(error)
-            elif not (self._directory / str(step)).is_dir():
-                reason = _NO_FOLDER
+            folder = self._directory / str(step)
+            unlike = isinstance(error, UnlikeError)
+            reason = str(error) if unlike else unreadable(folder)
             remedy = (
                 "If it is damaged, delete that folder: the run goes on from the one "
                 "before it, or from the start. If it is of another model, use another "
@@ -363,13 +364,7 @@ class Checkpoints:
             )
             if self._read_only:
                 remedy = "Restore that folder from a copy, or train that run again."
-            fail(
-                "Checkpoints",
-                f"the checkpoint {self._directory / str(step)}",
-                rule,
-                reason,
-                remedy,
-            )
+            fail("Checkpoints", f"the checkpoint {folder}", rule, reason, remedy)
 
     def wait(self) -> None:
         """Return when what was started is written and verified; raise if it is not."""
@@ -395,6 +390,10 @@ class Checkpoints:
             self._not_written(step, error)
 
 
+def _read(operation: Callable[[], Any]) -> Any:
+    """Patiently; of several processes, the others would wait for this one."""
+    return patiently(operation, () if jax.process_count() > 1 else WAITS_SECS)
+
+
 MAX_FAILURES = 3
 RETRY_SECS = 3.0
-_NO_FOLDER = "no such folder"

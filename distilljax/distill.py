@@ -52,7 +52,7 @@ from distilljax.terms import (
     refuse_reserved_names,
     shard_outputs,
 )
-from distilljax.typing import Mean
+from distilljax.typing import Mean, Metrics
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class DistillStep:
         state: DistillState,
         teacher_state: PyTree,
         batch: Batch,
-    ) -> tuple[DistillState, dict[str, Mean]]:
+    ) -> tuple[DistillState, Metrics]:
         found = self._gradients(model, state, teacher_state, batch)
         grads, rest, loss, metrics, noted = found
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -173,7 +173,7 @@ class DistillStep:
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
         own = _objective.next_state(self.objective, state.objective_state, noted)
         new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema, own)
-        return new, metrics
+        return new, Metrics.of(metrics)
 
     def init(
         self,
@@ -229,7 +229,7 @@ class DistillStep:
         return bind_student(graphdef, self.trainable, forward, self.objective)
 
     @cached_property
-    def pure(self) -> Callable[..., tuple[DistillState, dict[str, Mean]]]:
+    def pure(self) -> Callable[..., tuple[DistillState, Metrics]]:
         """`state, metrics = step.pure(state, teacher_state, batch)`, compiled.
 
         `state` is donated: its buffers become those of the new state.
@@ -247,7 +247,7 @@ class DistillStep:
 
     def __call__(
         self, student: nnx.Module, optimizer: nnx.Optimizer, batch: Batch
-    ) -> dict[str, Mean]:
+    ) -> Metrics:
         """Update the student and the optimizer in place; return the metrics."""
         return self._in_place(student, optimizer, batch)
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distilljax.patience import append_line
+from distilljax.patience import append_line, patiently
 
 Event = dict[str, Any]
 
@@ -47,7 +47,7 @@ class Events:
         start |= {"time": start["time"] - late, "monotonic": began}
         self._productive_before = productive_seconds(before, step)
         self._elapsed_before = elapsed_seconds([*before, start])
-        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        torn = path.exists() and patiently(path.read_bytes)[-1:] not in (b"", b"\n")
         append_line(path, ("\n" if torn else "") + json.dumps(start))
 
     @staticmethod
@@ -87,7 +87,7 @@ def read_events(path: Path) -> list[Event]:
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in patiently(path.read_bytes).decode(errors="replace").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             event = json.loads(line)
             if isinstance(event, dict) and {"event", "monotonic"} <= event.keys():

@@ -7,13 +7,16 @@ are in a model: by sizes, and by SHA-256 digests.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distilljax._checks import fail
 from distilljax.metrics import write_atomically
+from distilljax.patience import patiently
 
 NAME = "files.json"
 
@@ -77,7 +80,7 @@ def damage(folder: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        files = json.loads(path.read_text())["files"]
+        files = json.loads(patiently(path.read_text))["files"]
         # sizes first: they cost nothing
         for name, written in files.items():
             if not (folder / name).is_file():
@@ -85,13 +88,29 @@ def damage(folder: Path) -> str | None:
             if (size := (folder / name).stat().st_size) != written["bytes"]:
                 return f"{size} bytes instead of {written['bytes']} in {name}"
         for name, written in files.items():
-            if _described(folder / name) != written:
+            if patiently(partial(_described, folder / name)) != written:
                 return f"a changed file, {name}"
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         return f"a broken file, {NAME}"
     except OSError as error:
         return f"a file that cannot be read ({error.strerror}), {error.filename}"
     return None
+
+
+def set_aside(folder: Path, aside: Path) -> Path:
+    """Move a folder into another, under a name that is free there; nothing is lost.
+
+    Args:
+      folder: What is moved.
+      aside: Where to; made if it is not there.
+    """
+    patiently(partial(aside.mkdir, exist_ok=True))
+    names = (f"{folder.name}.{i}" for i in itertools.count(1))
+    target = aside / folder.name
+    while target.exists():
+        target = aside / next(names)
+    patiently(partial(folder.replace, target))
+    return target
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax.patience import append_line, note, patiently
-from distilljax.typing import Mean
+from distilljax.typing import Metrics
 
 Record = dict[str, Any]
 
@@ -48,7 +48,7 @@ class Window:
 
     def __init__(self, num_readers: int = 1, lead: int | None = None):
         self._num_readers = num_readers
-        self._pending: list[tuple[int, dict[str, Mean], np.ndarray]] = []
+        self._pending: list[tuple[int, Metrics, np.ndarray]] = []
         self._examples, self._tokens = 0, 0
         self._since = time.perf_counter()
         self._max_lead = max_lead() if lead is None else min(max_lead(), lead)
@@ -56,7 +56,7 @@ class Window:
     def add(
         self,
         step: int,
-        metrics: dict[str, Mean],
+        metrics: Metrics,
         index: np.ndarray,
         tokens_per_example: int = 0,
     ) -> None:
@@ -97,14 +97,10 @@ class Window:
         if self._tokens:
             rates["tokens_per_second"] = self._tokens / seconds
         self._since, self._examples, self._tokens = now, 0, 0
-        means = {
-            name: float(
-                sum(np.float64(m[name].sum) for m in fetched)
-                / max(sum(np.float64(m[name].count) for m in fetched), 1e-30)
-            )
-            for name in fetched[0]
-        }
-        return {"step": steps[-1], **means, **rates}
+        sums, counts = np.sum([m.array for m in fetched], axis=0, dtype=np.float64)
+        means = (sums / np.maximum(counts, 1e-30)).tolist()
+        named = dict(zip(fetched[0].names, means, strict=True))
+        return {"step": steps[-1], **named, **rates}
 
 
 def tokens_of(batch: Any) -> int:
@@ -158,7 +154,7 @@ class JsonlWriter(Writer):
     def __init__(self, path: Path, resume_step: int):
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in patiently(path.read_text).splitlines():
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError:  # cut off by a kill

@@ -63,12 +63,13 @@ def patiently(
       waits_secs: How long to wait before each further try.
 
     Raises:
-      OSError: that of the last try, or one that will not pass.
+      Exception: that of the last try, or one that will not pass.
     """
     for wait in waits_secs:
         try:
             return operation()
-        except OSError as error:
+        # libraries put the system's error into words of their own
+        except (OSError, ValueError, RuntimeError) as error:
             if not is_passing(error):
                 raise
         time.sleep(wait)
@@ -127,4 +128,4 @@ def reason_of(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-__all__ = ["append_line", "is_passing", "note", "patiently", "reason_of"]
+__all__ = ["WAITS_SECS", "append_line", "is_passing", "note", "patiently", "reason_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,17 @@ class DamagedError(UnlikeError):
     def __init__(self, reason: str, *, agreed: bool = False):
         super().__init__(reason)
         self.agreed = agreed
+
+
+def unreadable(folder: Path) -> str:
+    """What a checkpoint is that could not be read.
+
+    Args:
+      folder: Where it should be.
+    """
+    # Orbax's own words, a page about its handlers, are in the traceback
+    known = "arrays that are missing, damaged or of other shapes"
+    return known if folder.is_dir() else "no such folder"
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:

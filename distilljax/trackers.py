@@ -20,6 +20,7 @@ from typing import Any
 
 from distilljax._checks import fail
 from distilljax.metrics import Record, Writer, write_atomically
+from distilljax.patience import patiently
 
 TRACKERS = ("wandb", "trackio")
 
@@ -112,4 +113,4 @@ def _run_id(workdir: Path, tracker: str) -> str:
     if not path.exists():
         new = f"{workdir.resolve().name}-{secrets.token_hex(4)}"
         write_atomically(path, re.sub(r"[^A-Za-z0-9_.-]", "_", new) + "\n")
-    return path.read_text().strip()
+    return patiently(path.read_text).strip()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -51,6 +51,55 @@ class Mean:
     def __add__(self, other: Mean) -> Mean:
         """The mean over both sets of values."""
         return Mean(self.sum + other.sum, self.count + other.count)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Metrics(Mapping[str, Mean]):
+    """What a step returns besides its state: a `Mean` by name, all in one array.
+
+    For every array that a compiled program returns, JAX makes a buffer on every device,
+    step by step. So these are one, and are taken apart when somebody reads them.
+
+    Attributes:
+      array: The sums and the counts, [2, names].
+      names: The names, sorted.
+
+    Example:
+      >>> found = Metrics.of({"kl": Mean(6.0, 3.0), "loss": Mean(5.0, 1.0)})
+      >>> found.array.shape, {name: float(mean.value) for name, mean in found.items()}
+      ((2, 2), {'kl': 2.0, 'loss': 5.0})
+    """
+
+    array: Any
+    names: tuple[str, ...] = field(metadata={"static": True})
+
+    @staticmethod
+    def of(means: Mapping[str, Mean]) -> Metrics:
+        """Scalar means, whose sums and counts become float32."""
+        names = tuple(sorted(means))
+        sums = [jnp.asarray(means[name].sum, jnp.float32) for name in names]
+        counts = [jnp.asarray(means[name].count, jnp.float32) for name in names]
+        return Metrics(jnp.stack([jnp.stack(sums), jnp.stack(counts)]), names)
+
+    def __getitem__(self, name: str) -> Mean:
+        if name not in self.names:
+            raise KeyError(f"Metrics: name must be one of {self.names}, got {name!r}.")
+        column = _column(self.array, self.names.index(name))
+        return Mean(*(_column(column, at) for at in range(2)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _column(x: Any, at: int) -> Any:
+    """The last axis at an index that is known: of an array on a device, nothing moves."""
+    if isinstance(x, np.ndarray):
+        return np.take(x, at, axis=-1)
+    return jax.lax.index_in_dim(x, at, axis=-1, keepdims=False)
 
 
 def path_of(key_path: Sequence[Any]) -> str:

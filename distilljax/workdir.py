@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ from distilljax._checks import fail
 from distilljax._functional import split_module
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import from_json
+from distilljax.patience import patiently
 from distilljax.resume import differences, resumable
 from distilljax.sharding import Rule, tree_shardings
 from distilljax.typing import path_of
@@ -84,7 +86,7 @@ def remove_half_written(workdir: Path) -> None:
     """
     for name in WRITTEN:
         for path in workdir.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
+            patiently(functools.partial(path.unlink, missing_ok=True))
 
 
 def check_same_student(workdir: Path, saved: Any) -> None:
@@ -221,7 +223,7 @@ def check_same(workdir: Path, new: Any, argument: str = "--workdir") -> None:
 def read_json(path: Path) -> Any:
     """A JSON file, or an error that names it."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(patiently(path.read_text))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"read_json: {path} must be a JSON file, got an error: {error}. Restore "

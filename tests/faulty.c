@@ -3,8 +3,8 @@
    Loaded before libc (LD_PRELOAD), it delays what changes something below FAULTY_DIR by
    FAULTY_DELAY_US, and lets every FAULTY_EVERY-th of these operations, over all threads,
    fail with EIO, once FAULTY_AFTER of them have been done; each failure is a line in
-   FAULTY_LOG. Reads are delayed and never fail: a read that fails is not told from
-   damage, which has tests of its own. */
+   FAULTY_LOG. With FAULTY_READS, it is what reads that is counted and fails, and nothing
+   else. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -44,6 +44,7 @@ static void wait_a_while(void) {
 static int fails(const char *what, const char *path) {
   if (!below(path)) return 0;
   wait_a_while();
+  if ((strcmp(what, "read") == 0) != (number("FAULTY_READS") != 0)) return 0;
   long every = number("FAULTY_EVERY"), count = atomic_fetch_add(&done, 1);
   if (every == 0 || count < number("FAULTY_AFTER") || count % every != every - 1)
     return 0;
@@ -81,6 +82,16 @@ static int fd_fails(const char *what, int fd) {
 OPEN(open)
 OPEN(open64)
 
+ssize_t read(int fd, void *bytes, size_t size) {
+  return fd_fails("read", fd) ? -1 : REAL(read)(fd, bytes, size);
+}
+ssize_t pread(int fd, void *bytes, size_t size, off_t at) {
+  return fd_fails("read", fd) ? -1 : REAL(pread)(fd, bytes, size, at);
+}
+ssize_t pread64(int fd, void *bytes, size_t size, off64_t at) {
+  return fd_fails("read", fd) ? -1 : REAL(pread64)(fd, bytes, size, at);
+}
+
 ssize_t write(int fd, const void *bytes, size_t size) {
   return fd_fails("write", fd) ? -1 : REAL(write)(fd, bytes, size);
 }
@@ -94,6 +105,19 @@ int fsync(int fd) { return fd_fails("fsync", fd) ? -1 : REAL(fsync)(fd); }
 int fdatasync(int fd) { return fd_fails("fsync", fd) ? -1 : REAL(fdatasync)(fd); }
 int rename(const char *from, const char *to) {
   return fails("rename", to) ? -1 : REAL(rename)(from, to);
+}
+int unlink(const char *path) {
+  return fails("delete", path) ? -1 : REAL(unlink)(path);
+}
+int rmdir(const char *path) {
+  return fails("delete", path) ? -1 : REAL(rmdir)(path);
+}
+int unlinkat(int dir, const char *name, int flags) {
+  const char *path = name; /* below a folder that is open: that folder's */
+  return (name[0] == '/' || dir == AT_FDCWD ? fails("delete", path)
+                                            : fd_fails("delete", dir))
+             ? -1
+             : REAL(unlinkat)(dir, name, flags);
 }
 int mkdir(const char *path, mode_t mode) {
   return fails("mkdir", path) ? -1 : REAL(mkdir)(path, mode);

@@ -20,15 +20,27 @@ from distilljax.metrics import (
     open_writers,
     write_atomically,
 )
-from distilljax.typing import Mean
+from distilljax.typing import Mean, Metrics
 
 
-def metrics(loss: float, **more: tuple[float, float]) -> dict[str, Mean]:
-    found = {"loss": Mean(jnp.float32(loss), jnp.float32(1))}
-    found["grad_norm"] = Mean(jnp.float32(1), jnp.float32(1))
-    return found | {
-        k: Mean(jnp.float32(s), jnp.float32(c)) for k, (s, c) in more.items()
-    }
+def metrics(loss: float, **more: tuple[float, float]) -> Metrics:
+    found = {"loss": Mean(loss, 1.0), "grad_norm": Mean(1.0, 1.0)}
+    return Metrics.of(found | {k: Mean(*pair) for k, pair in more.items()})
+
+
+def test_what_a_step_returns_is_read_by_name():
+    found = metrics(2.0, kl=(6.0, 4.0))
+    assert list(found) == ["grad_norm", "kl", "loss"] and len(found) == 3
+    assert found["kl"].value == 1.5 and found["kl"].count == 4.0
+    assert "kl" in found and "ce" not in found and found.get("ce") is None
+    with pytest.raises(KeyError, match="one of .*'grad_norm'.* got 'ce'"):
+        found["ce"]
+    twice = jax.tree.map(jnp.add, found, found)
+    assert twice["kl"] == found["kl"] + found["kl"]
+    with jax.transfer_guard("disallow"):  # whoever reads one moves nothing
+        jax.block_until_ready([found["loss"].sum, found["kl"].count])
+    fetched = jax.device_get(found)
+    assert isinstance(fetched["kl"].sum, np.float32)
 
 
 INDEX = np.arange(4)
@@ -74,9 +86,7 @@ def test_the_first_step_that_is_not_finite_is_named(value):
 
 def test_a_gradient_that_is_not_finite_is_an_error_too():
     window = Window()
-    found = metrics(1.0)
-    found["grad_norm"] = Mean(jnp.float32(jnp.nan), jnp.float32(1))
-    window.add(1, found, INDEX)
+    window.add(1, metrics(1.0, grad_norm=(jnp.nan, 1.0)), INDEX)
     with pytest.raises(NonFiniteError, match="grad_norm"):
         window.flush()
 

@@ -20,7 +20,7 @@ from distilljax.sharding import batch_sharding, mesh_from_string
 from distilljax.students import quantize_weights
 from distilljax.teachers import StreamedTeacher, part
 from distilljax.terms import Outputs
-from distilljax.typing import Mean
+from distilljax.typing import Mean, Metrics
 from tests.meshes import assert_close, pieces
 
 DECODER = models.DecoderConfig(
@@ -379,7 +379,7 @@ def test_memory_does_not_grow_over_1000_steps(slower):
     total = jax.device_put(0.0, batch_sharding(here).mesh.devices.item())
     for number, (batch, index) in enumerate(stream(Batches(1000, here))):
         total = step(total, batch["teacher"])
-        window.add(number, {"loss": Mean(total, jnp.ones(()))}, index)
+        window.add(number, Metrics.of({"loss": Mean(total, 1.0)}), index)
         if number % 100 == 50:
             window._pending.clear()
             gc.collect()
