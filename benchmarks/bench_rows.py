@@ -206,13 +206,16 @@ def sparse_targets(found: Found) -> Iterable[Row]:
 
 def resume(found: Found) -> Iterable[Row]:
     """Checkpoints and restarts."""
-    cost, start = found["checkpoints"], found["restart"]
-    every = f"a checkpoint every {cost['every_steps']} steps"
-    yield row(f"{every}: rate over that without", cost["ratio"], least=0.97)
-    yield row(f"{every}: the same of CPU time", cost["cpu_ratio"])
-    share = cost["shares"]["share_checkpoint"]
-    yield row(f"{every}: share of the host's time", share, "{:.1%}", most=0.03)
-    yield row("load of the machine by others", found["load_before"], "{:.1f}")
+    start = found["restart"]
+    for cost in (found["checkpoints"], found["longer_steps"]):
+        every = f"a checkpoint every {cost['every_steps']} steps"
+        every = f"{every} of {cost['step_ms']:.0f} ms"
+        yield row(f"{every}: rate over that without", cost["ratio"], least=0.97)
+        yield row(f"{every}: the same of CPU time", cost["cpu_ratio"])
+        share = cost["shares"]["share_checkpoint"]
+        yield row(f"{every}: share of the host's time", share, "{:.1%}", most=0.03)
+        yield Row(f"{every}: time for one", f"{cost['checkpoint_ms']:.0f} ms")
+    yield row("load of the machine before", found["load_before"], "{:.1f}")
     to_warm = start["to_warm"]
     yield row("restart to first step, over a warm first start", to_warm, most=1.5)
     yield row("restart to first step, over a cold first start", start["to_cold"])

@@ -8,8 +8,10 @@ checkpoint every 50 steps and without any, in turn, several times. A rate is of 
 steps 51 to 251 by the run's own clock, which four checkpoints fall into; what is
 compared is the ratio within a round, so that a busy machine slows both. `cpu_ratio` is
 the same of the seconds of CPU that whole runs take: the devices are the CPU here, and
-all work for a checkpoint is taken from the steps. `load_before` is the load of the
-machine by others: with any, both ratios vary by more than a checkpoint costs.
+all work for a checkpoint is taken from the steps. What one costs, `checkpoint_ms`, does
+not depend on the steps; what share that is does: `longer_steps` is the same with larger
+batches. `load_before` is the load of the machine: with other work, the ratios vary by
+more than a checkpoint costs.
 
 `restart`: the command line in processes of its own, from the start of the process to
 the end of its first step: a first start that compiles all, a first start with a warm
@@ -60,7 +62,7 @@ class Noise:
 
 
 def config(seed: int = 0) -> Config:
-    """1.3 M parameters, 16 MB with the optimizer's; a step takes some 50 ms here."""
+    """1.3 M parameters, 16 MB with the optimizer's; a step takes 20 to 60 ms here."""
     return Config(
         name="resume",
         student=models.MLP(num_features=256, hidden=(1024, 1024), num_classes=10),
@@ -90,11 +92,12 @@ def rate(made: Config, programs: Programs) -> tuple[float, float, dict[str, floa
     return (STEPS - 1 - EVERY) * size / seconds, STEPS * size / cpu, shares
 
 
-def checkpoints(rounds: int) -> dict[str, Any]:
+def checkpoints(rounds: int, batch_size: int = 512) -> dict[str, Any]:
     """With checkpoints, relative to without, round by round."""
     programs = Programs()
     # functions and classes of this file by a name that a run can save
     made = load_experiment(Path(__file__)).config(0)
+    made = replace(made, loader=data.Loader(batch_size=batch_size))
     cases = {"with": made, "without": replace(made, checkpoint_every_steps=NEVER)}
     found: dict[str, list[float]] = {name: [] for name in cases}
     by_cpu: dict[str, list[float]] = {name: [] for name in cases}
@@ -108,10 +111,15 @@ def checkpoints(rounds: int) -> dict[str, Any]:
             shares = seen if name == "with" else shares
     ratios = [a / b for a, b in zip(found["with"], found["without"], strict=True)]
     cpu_ratios = [a / b for a, b in zip(by_cpu["with"], by_cpu["without"], strict=True)]
-    step = made.loader.batch_size / statistics.median(found["without"])
+    steps = {
+        name: [batch_size / rate for rate in rates] for name, rates in found.items()
+    }
+    step = statistics.median(steps["without"])
+    more = [a - b for a, b in zip(steps["with"], steps["without"], strict=True)]
     return {
         "every_steps": EVERY,
         "step_ms": 1e3 * step,
+        "checkpoint_ms": 1e3 * EVERY * statistics.median(more),
         "examples_per_second": found,
         "ratios": ratios,
         "ratio": statistics.median(ratios),
@@ -188,6 +196,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     found = {
         "checkpoints": checkpoints(args.rounds),
+        "longer_steps": checkpoints(args.rounds, batch_size=2048),
         "restart": restart(args.rounds),
         "load_before": load,
         "date": today(),

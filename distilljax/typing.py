@@ -96,7 +96,7 @@ class Metrics(Mapping[str, Mean]):
 
 
 def _column(x: Any, at: int) -> Any:
-    """The last axis at an index that is known: of an array on a device, nothing moves."""
+    """The last axis, at an index that is known: nothing is sent to a device."""
     if isinstance(x, np.ndarray):
         return np.take(x, at, axis=-1)
     return jax.lax.index_in_dim(x, at, axis=-1, keepdims=False)

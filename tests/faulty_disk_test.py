@@ -21,7 +21,7 @@ from tests.processes import environment
 from tests.saved import losses, saved_arrays, saved_steps
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = ["--student.hidden=32", "--loader.batch-size=96", "--steps=30"]
+WORDS = ["--student.hidden=32", "--loader.batch-size=96"]
 WORDS += ["--log-every-steps=1", "--checkpoint-every-steps=5", "--eval-every-steps=10"]
 
 
@@ -37,11 +37,13 @@ def library(tmp_path_factory) -> Path:
     return path
 
 
-def run(workdir: Path, **faults: str) -> subprocess.CompletedProcess:
+def run(
+    workdir: Path, *, steps: int = 30, **faults: str
+) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "distilljax", "train"]
     command += [str(ROOT / "configs/digits/teacher.py"), "--workdir", str(workdir)]
     return subprocess.run(
-        [*command, *WORDS],
+        [*command, *WORDS, f"--steps={steps}"],
         env={**environment(num_devices=1), **faults},
         capture_output=True,
         text=True,
@@ -101,6 +103,27 @@ def test_faults_that_pass_cost_a_checkpoint_and_nothing_else(tmp_path, library, 
     assert "was not written and read back" in done.stderr
     assert "The run goes on" in done.stderr
     assert saved_steps(workdir)[-1] == 30
+    assert_equal(workdir, sound)
+
+
+@pytest.mark.slow
+def test_reads_that_fail_for_a_moment_are_no_damage(tmp_path, library, sound):
+    """Of half a run, which is then gone on with: one read in seven fails."""
+    log, workdir = tmp_path / "faults", tmp_path / "run"
+    assert run(workdir, steps=15).returncode == 0
+    done = run(
+        workdir,
+        LD_PRELOAD=str(library),
+        FAULTY_DIR=f"{workdir}/",
+        FAULTY_READS="1",
+        FAULTY_EVERY="7",
+        FAULTY_LOG=str(log),
+    )
+    assert done.returncode == 0, done.stderr
+    failed = log.read_text().splitlines()
+    assert any("checkpoints/15" in line for line in failed), failed
+    assert "must be complete" not in done.stderr
+    assert not (workdir / "checkpoints.damaged").exists()
     assert_equal(workdir, sound)
 
 

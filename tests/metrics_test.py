@@ -30,10 +30,12 @@ def metrics(loss: float, **more: tuple[float, float]) -> Metrics:
 
 def test_what_a_step_returns_is_read_by_name():
     found = metrics(2.0, kl=(6.0, 4.0))
-    assert list(found) == ["grad_norm", "kl", "loss"] and len(found) == 3
-    assert found["kl"].value == 1.5 and found["kl"].count == 4.0
-    assert "kl" in found and "ce" not in found and found.get("ce") is None
-    with pytest.raises(KeyError, match="one of .*'grad_norm'.* got 'ce'"):
+    assert list(found) == ["grad_norm", "kl", "loss"]
+    assert found["kl"].value == 1.5
+    assert found["kl"].count == 4.0
+    assert "ce" not in found
+    assert found.get("ce") is None
+    with pytest.raises(KeyError, match=r"one of .*'grad_norm'.* got 'ce'"):
         found["ce"]
     twice = jax.tree.map(jnp.add, found, found)
     assert twice["kl"] == found["kl"] + found["kl"]
