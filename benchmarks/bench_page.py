@@ -51,6 +51,7 @@ one in [parity](parity.md).
 NAMES = {
     "plain": "hand-written JAX",
     "ours": "**distilljax**",
+    "ours_bare": "**distilljax**, `diagnostics=False`",
     "torch_compile": "PyTorch, `torch.compile`",
     "liger": "PyTorch + Liger",
     "pytorch": "PyTorch, eager",

@@ -34,7 +34,7 @@ from distilljax.workdir import machine, today, versions
 HERE = Path(__file__).resolve().parent
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TORCH = ("torch_compile", "liger", "pytorch", "trl_gkd")
-FEW = ("plain", "ours", "liger", "pytorch")
+FEW = ("plain", "ours", "ours_bare", "liger", "pytorch")
 """Those that are compared in more than one setting."""
 
 

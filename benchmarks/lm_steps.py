@@ -132,15 +132,25 @@ def plain(shape: str) -> tuple[Callable, Any, Any]:
     return jax.jit(step, donate_argnums=0), (params, TX.init(params)), frozen
 
 
-def ours(shape: str) -> tuple[Callable, Any, Any]:
+def ours(shape: str, *, diagnostics: bool = True) -> tuple[Callable, Any, Any]:
     """The step through the public interface, with all that it logs."""
     student, teacher = models_of(shape)
-    objective = objectives.LogitKD(temperature=1.0, ce_weight=0.0)
-    step = make_distill_step(objective, teacher, student=student, tx=TX)
+    step = make_distill_step(
+        objectives.LogitKD(temperature=1.0, ce_weight=0.0),
+        teacher,
+        student=student,
+        tx=TX,
+        diagnostics=diagnostics,
+    )
     return step.pure, step.init(student), step.teacher_state
 
 
-STEPS = {"plain": plain, "ours": ours}
+def ours_bare(shape: str) -> tuple[Callable, Any, Any]:
+    """The same without what no loss needs: as little is logged as by the others."""
+    return ours(shape, diagnostics=False)
+
+
+STEPS = {"plain": plain, "ours": ours, "ours_bare": ours_bare}
 
 
 def loss_of(metrics: Any) -> jax.Array:

@@ -100,6 +100,8 @@ class Config:
     """The same for the teacher."""
     log_every_steps: int = 50
     """Steps between lines of metrics, each the mean over those steps."""
+    diagnostics: bool = True
+    """Whether these say accuracy, agreement, entropies and KL, which no loss needs."""
     eval_every_steps: int = 200
     """Steps between evaluations on `validation`; the best so far has a checkpoint."""
     eval_batch_size: int = 256

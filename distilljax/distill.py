@@ -41,6 +41,7 @@ from distilljax._in_place import InPlaceStep
 from distilljax._objective import Objective
 from distilljax.state import DistillState
 from distilljax.terms import (
+    DIAGNOSTICS,
     Outputs,
     Term,
     as_outputs,
@@ -76,6 +77,7 @@ class DistillStep:
     ema_decay: float | None
     state_shardings: PyTree
     batch_axes: Any
+    diagnostics: bool
 
     def _loss(
         self,
@@ -171,6 +173,8 @@ class DistillStep:
             ema = optax.incremental_update(params, ema, 1.0 - self.ema_decay)
         metrics["loss"] = Mean(loss, jnp.ones(()))
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
+        if not self.diagnostics:  # what is not returned is not compiled either
+            metrics = {k: x for k, x in metrics.items() if k not in DIAGNOSTICS}
         own = _objective.next_state(self.objective, state.objective_state, noted)
         new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema, own)
         return new, Metrics.of(metrics)
@@ -239,8 +243,6 @@ class DistillStep:
             graphdef, _, _ = split_module(self.student, self.trainable, training=True)
         tx = self._require(self.tx, "tx")
         update = partial(self._update, self._bind(graphdef), tx)
-        if self.state_shardings is None:
-            return jax.jit(update, donate_argnums=0)
         # The state keeps its shardings, so the second step is the same program.
         shardings = (self.state_shardings, None)
         return jax.jit(update, donate_argnums=0, out_shardings=shardings)
@@ -309,6 +311,7 @@ def make_distill_step(
     ema_decay: float | None = None,
     state_shardings: PyTree | None = None,
     batch_axes: Any | None = None,
+    diagnostics: bool = True,
 ) -> DistillStep:
     """Make the step that trains a student on a teacher's outputs.
 
@@ -316,9 +319,8 @@ def make_distill_step(
     compiled step as an argument and never returned by it.
 
     Args:
-      objective: `(student, teacher, batch) -> {name: Term}`, see `objectives`. The
-        batch it sees has one more key, `step`: the number of updates made so far, for
-        schedules.
+      objective: `(student, teacher, batch) -> {name: Term}`, see `objectives`. In the
+        batch it sees, `step` is the number of updates made so far, for schedules.
       teacher: An `nnx.Module`, any pytree (with `teacher_forward`), or None if the
         objective needs no teacher or the batch has its outputs under `teacher`. A dict
         of modules is several teachers, whose outputs arrive under their names.
@@ -338,12 +340,12 @@ def make_distill_step(
         every term is divided by its count over all of them.
       compute_dtype: Type of the forward passes (`jnp.bfloat16`): parameters and inputs
         are cast to it. Parameters themselves, batch statistics, gradients and losses
-        stay float32. (A BatchNorm returns float32 unless it is made with `dtype=`, and
-        what follows it is then computed in float32.)
+        stay float32.
       ema_decay: Decay of a moving average of the parameters; None keeps none.
       state_shardings: Shardings of the `DistillState`, as a pytree of it.
       batch_axes: Mesh axes over which the batch is sharded; the teacher's outputs are
         held to it. Needs a mesh set by `jax.set_mesh`.
+      diagnostics: Whether to compute `terms.DIAGNOSTICS`, which no loss needs.
 
     Returns:
       The step: `step(student, optimizer, batch)`, or `step.pure(state,
@@ -351,15 +353,12 @@ def make_distill_step(
 
     Example:
       >>> from distilljax import objectives
-      >>> teacher = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-      >>> student = nnx.Linear(4, 3, rngs=nnx.Rngs(1))
+      >>> teacher, student = (nnx.Linear(4, 3, rngs=nnx.Rngs(i)) for i in range(2))
       >>> optimizer = nnx.Optimizer(student, optax.adam(0.1), wrt=nnx.Param)
       >>> step = make_distill_step(objectives.LogitKD(ce_weight=0.0), teacher)
       >>> batch = {"inputs": jnp.eye(4)}
-      >>> first = step(student, optimizer, batch)["kl"].value
-      >>> for _ in range(100):
-      ...     metrics = step(student, optimizer, batch)
-      >>> bool(metrics["kl"].value < 0.01 * first)
+      >>> kl = [step(student, optimizer, batch)["kl"].value for _ in range(100)]
+      >>> bool(kl[-1] < 0.01 * kl[0])
       True
     """
     if not isinstance(accumulate, int) or accumulate < 1:
@@ -386,6 +385,7 @@ def make_distill_step(
         ema_decay=ema_decay,
         state_shardings=state_shardings,
         batch_axes=batch_axes,
+        diagnostics=diagnostics,
     )
 
 

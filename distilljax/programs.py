@@ -45,6 +45,7 @@ TRAINING_PARTS = (
     "accumulate",
     "compute_dtype",
     "ema_decay",
+    "diagnostics",
     "student_rules",
 )
 
@@ -201,6 +202,7 @@ class Training:
             if config.compute_dtype != "float32"
             else None,
             ema_decay=config.ema_decay,
+            diagnostics=config.diagnostics,
         )
 
         def init(seed):

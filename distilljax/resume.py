@@ -19,6 +19,7 @@ RESUMABLE = frozenset(
         "loader.num_workers",
         "loader.prefetch",
         "log_every_steps",
+        "diagnostics",
         "checkpoint_every_steps",
         "checkpoint_every_secs",
         "eval_batch_size",

@@ -23,7 +23,7 @@ from distilljax import Mean, Outputs, Term, losses, make_distill_step, objective
 from distilljax.models import ConvNet
 from distilljax.optimizers import Linear
 from distilljax.sharding import Rule, batch_sharding, mesh_from_string
-from distilljax.terms import split_heads
+from distilljax.terms import DIAGNOSTICS, split_heads
 from tests.meshes import assert_close, assert_placed, pieces, sharded
 
 
@@ -737,6 +737,38 @@ def test_a_step_over_heads_is_the_step_over_logits():
         for name, value in expected.items():
             np.testing.assert_allclose(values[name], value, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("as_head", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_without_diagnostics_less_is_computed_of_the_same_step(as_head, accumulate):
+    """Entropies and the likeliest classes are read by nobody then, and compiled out."""
+    rng = np.random.default_rng(0)
+    tokens, labels = jnp.asarray(rng.integers(0, 50, (2, 4, 9)))
+    batch = {"tokens": tokens, "labels": labels}
+    student, teacher = (Decoder(4, as_head, nnx.Rngs(i)) for i in range(2))
+    found = {}
+    for diagnostics in (True, False):
+        step = make_distill_step(
+            objectives.LogitKD(temperature=2.0, ce_weight=0.3),
+            teacher,
+            student=student,
+            tx=optax.sgd(0.1),
+            accumulate=accumulate,
+            diagnostics=diagnostics,
+        )
+        state = step.init(student)
+        compiled = step.pure.lower(state, step.teacher_state, batch).compile()
+        flops = compiled.cost_analysis()["flops"]
+        found[diagnostics] = (flops, *compiled(state, step.teacher_state, batch))
+    (more, *whole), (fewer, *bare) = found[True], found[False]
+    assert fewer < more
+    assert_close(bare[0].params, whole[0].params)
+    terms = {"logit_kd"} if as_head else set()
+    assert set(bare[1]) == {"kd", "ce", "loss", "grad_norm"} | terms
+    assert set(whole[1]) - set(bare[1]) == DIAGNOSTICS
+    for name, mean in bare[1].items():
+        assert_close(mean.value, whole[1][name].value)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

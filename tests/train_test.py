@@ -97,6 +97,17 @@ def test_a_run_leaves_what_it_says(tmp_path, tiny, programs):
     assert selected["value"] == max(validated.values()) == validated[selected["step"]]
 
 
+def test_a_run_may_leave_out_what_no_loss_needs_and_change_its_mind(tmp_path, tiny):
+    """What is computed is the same; a run may be taken up with or without."""
+    for name, first in (("with", True), ("without", False)):
+        config = replace(tiny, diagnostics=first)
+        train(replace(config, steps=10), tmp_path / name)
+        train(replace(config, diagnostics=not first), tmp_path / name)
+    assert_same_run(tmp_path / "with", tmp_path / "without", 20)
+    logged = {r["step"]: "accuracy" in r for r in records(tmp_path / "without")}
+    assert logged == {step: step > 10 for step in range(1, 21)}
+
+
 def test_a_run_writes_these_names(tmp_path, tiny, programs):
     """A metric that is computed and dropped is missed by nobody, until it is needed."""
     train(tiny, tmp_path, programs=programs)

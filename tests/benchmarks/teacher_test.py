@@ -44,9 +44,9 @@ def test_two_programs_and_own_sharding_save_memory(found):
 
 
 def test_the_slower_one_sets_the_pace(found):
-    """Of programs that keep no core busy: no more than a tenth beyond the ideal."""
+    """Of programs that keep no core busy: at most 3 % beyond the ideal."""
     for case in found["overlap"]["waiting"]:
-        assert case["streamed_to_ideal"] < 1.1, case
+        assert case["streamed_to_ideal"] <= 1.03, case
         assert case["teacher_started_before_the_student_ended"] == 1.0, case
         assert case["both_busy"] > 0.85, case
         assert case["inline_ms"] > case["teacher_ms"] + 0.8 * case["student_ms"]
