@@ -211,8 +211,7 @@ def resume(found: Found) -> Iterable[Row]:
         every = f"a checkpoint every {cost['every_steps']} steps"
         every = f"{every} of {cost['step_ms']:.0f} ms"
         yield row(f"{every}: rate over that without", cost["ratio"], least=0.97)
-        yield row(f"{every}: the same of CPU time", cost["cpu_ratio"])
-        share = cost["shares"]["share_checkpoint"]
+        share = cost["share_checkpoint"]
         yield row(f"{every}: share of the host's time", share, "{:.1%}", most=0.03)
         yield Row(f"{every}: time for one", f"{cost['checkpoint_ms']:.0f} ms")
     yield row("load of the machine before", found["load_before"], "{:.1f}")

@@ -3,15 +3,11 @@
     python benchmarks/resume.py                  # prints JSON; some five minutes
     python benchmarks/resume.py --out benchmarks/results/resume.json
 
-`checkpoints`: the same run, of this file's `config`, with an asynchronous, verified
-checkpoint every 50 steps and without any, in turn, several times. A rate is of the
-steps 51 to 251 by the run's own clock, which four checkpoints fall into; what is
-compared is the ratio within a round, so that a busy machine slows both. `cpu_ratio` is
-the same of the seconds of CPU that whole runs take: the devices are the CPU here, and
-all work for a checkpoint is taken from the steps. What one costs, `checkpoint_ms`, does
-not depend on the steps; what share that is does: `longer_steps` is the same with larger
-batches. `load_before` is the load of the machine: with other work, the ratios vary by
-more than a checkpoint costs.
+`checkpoints`: a run of this file's `config`, with an asynchronous, verified checkpoint
+every 100 steps. Fifty steps with one are compared with the fifty after them, pair by
+pair, so that a busy machine slows both. The devices are the CPU here, and all work for
+a checkpoint is taken from the steps: what one costs, `checkpoint_ms`, hardly depends on
+the steps, but what share that is does: `longer_steps` is the same with larger batches.
 
 `restart`: the command line in processes of its own, from the start of the process to
 the end of its first step: a first start that compiles all, a first start with a warm
@@ -39,11 +35,10 @@ from distilljax import data, models, objectives, optimizers
 from distilljax.config import Config, load_experiment
 from distilljax.events import read_events
 from distilljax.metrics import write_atomically
-from distilljax.programs import Programs
 from distilljax.train import train
 from distilljax.workdir import machine, today, versions
 
-EVERY, STEPS = 50, 251
+EVERY = 50
 NEVER = 10**6
 
 
@@ -70,62 +65,44 @@ def config(seed: int = 0) -> Config:
         optimizer=optimizers.AdamW(learning_rate=1e-4),
         data=Noise(),
         loader=data.Loader(batch_size=512),
-        steps=STEPS,
+        steps=NEVER,
         log_every_steps=EVERY,
         eval_every_steps=NEVER,
-        checkpoint_every_steps=EVERY,
+        checkpoint_every_steps=2 * EVERY,
         seed=seed,
     )
 
 
-def rate(made: Config, programs: Programs) -> tuple[float, float, dict[str, float]]:
-    """Examples per second of steps 51 to 250, and per second of CPU; last shares."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.process_time()
-        train(made, folder, programs=programs)
-        cpu = time.process_time() - start
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    records = {r["step"]: r for r in map(json.loads, lines)}
-    seconds = records[STEPS - 1]["seconds"] - records[EVERY]["seconds"]
-    shares = {k: x for k, x in records[STEPS - 1].items() if k.startswith("share_")}
-    size = made.loader.batch_size
-    return (STEPS - 1 - EVERY) * size / seconds, STEPS * size / cpu, shares
-
-
-def checkpoints(rounds: int, batch_size: int = 512) -> dict[str, Any]:
-    """With checkpoints, relative to without, round by round."""
-    programs = Programs()
+def checkpoints(pairs: int, batch_size: int = 512) -> dict[str, Any]:
+    """Of one run, fifty steps after a checkpoint beside the next fifty without one."""
     # functions and classes of this file by a name that a run can save
     made = load_experiment(Path(__file__)).config(0)
-    made = replace(made, loader=data.Loader(batch_size=batch_size))
-    cases = {"with": made, "without": replace(made, checkpoint_every_steps=NEVER)}
-    found: dict[str, list[float]] = {name: [] for name in cases}
-    by_cpu: dict[str, list[float]] = {name: [] for name in cases}
-    shares: dict[str, float] = {}
-    rate(cases["without"], programs)  # compiles
-    for round_ in range(rounds):
-        for name in cases if round_ % 2 else reversed(cases):
-            examples_per_second, per_cpu_second, seen = rate(cases[name], programs)
-            found[name].append(examples_per_second)
-            by_cpu[name].append(per_cpu_second)
-            shares = seen if name == "with" else shares
-    ratios = [a / b for a, b in zip(found["with"], found["without"], strict=True)]
-    cpu_ratios = [a / b for a, b in zip(by_cpu["with"], by_cpu["without"], strict=True)]
-    steps = {
-        name: [batch_size / rate for rate in rates] for name, rates in found.items()
-    }
-    step = statistics.median(steps["without"])
-    more = [a - b for a, b in zip(steps["with"], steps["without"], strict=True)]
+    made = replace(
+        made,
+        loader=data.Loader(batch_size=batch_size),
+        steps=2 * EVERY * (pairs + 1) + 1,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(made, folder)
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    records = {r["step"]: r for r in map(json.loads, lines)}
+    saved = range(2 * EVERY, made.steps - 2 * EVERY, 2 * EVERY)
+
+    def seconds(after: int) -> list[float]:
+        ends = [(records[s + after], records[s + after + EVERY]) for s in saved]
+        return [end["seconds"] - start["seconds"] for start, end in ends]
+
+    found = {"with": seconds(0), "without": seconds(EVERY)}
+    both = list(zip(found["with"], found["without"], strict=True))
     return {
         "every_steps": EVERY,
-        "step_ms": 1e3 * step,
-        "checkpoint_ms": 1e3 * EVERY * statistics.median(more),
-        "examples_per_second": found,
-        "ratios": ratios,
-        "ratio": statistics.median(ratios),
-        "cpu_ratios": cpu_ratios,
-        "cpu_ratio": statistics.median(cpu_ratios),
-        "shares": shares,
+        "seconds": found,
+        "step_ms": 1e3 * statistics.median(found["without"]) / EVERY,
+        "checkpoint_ms": 1e3 * statistics.median(a - b for a, b in both),
+        "ratio": statistics.median(b / a for a, b in both),
+        "share_checkpoint": statistics.median(
+            records[s + EVERY]["share_checkpoint"] for s in saved
+        ),
     }
 
 
@@ -191,12 +168,13 @@ def restart(rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="also write the JSON here")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of starts")
+    parser.add_argument("--pairs", type=int, default=15, help="of fifty steps each")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     found = {
-        "checkpoints": checkpoints(args.rounds),
-        "longer_steps": checkpoints(args.rounds, batch_size=2048),
+        "checkpoints": checkpoints(args.pairs),
+        "longer_steps": checkpoints(args.pairs, batch_size=2048),
         "restart": restart(args.rounds),
         "load_before": load,
         "date": today(),

@@ -215,16 +215,16 @@ class TensorBoardWriter(Writer):
                 self._writer.add_scalar(tag, value, record["step"])
 
     def _let_go(self) -> None:
-        # what nobody reads any more is not to be waited for at the end of the process
+        # what nobody reads any more is not to be waited for at the end of the process;
+        # whoever closes the file waits for the thread, which has read it all
         self._events._event_queue.cancel_join_thread()
 
     def close(self) -> None:
         """Close the event file."""
-        if not self._is_alive():
-            self._let_go()
-            return
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        self._let_go()
+        if self._is_alive():
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
 
 # Steps of a small student take less than drawing where they are.

@@ -117,6 +117,9 @@ class _Asked:
         if self._path is None or time.monotonic() < self._looked + LOOK_EVERY_SECS:
             return False
         self._looked = time.monotonic()
-        found = self._path.exists()
-        self._path.unlink(missing_ok=True)
-        return found
+        if not self._path.exists():
+            return False
+        with contextlib.suppress(OSError):  # of a disk that does not answer: next time
+            self._path.unlink()
+            return True
+        return False

@@ -17,5 +17,5 @@ def test_a_restart_is_soon_at_work_and_checkpoints_cost_little():
     assert found["restart"]["to_warm"] <= 1.5
     for cost in (found["checkpoints"], found["longer_steps"]):
         assert cost["every_steps"] == 50
-        assert cost["shares"]["share_checkpoint"] <= 0.03
+        assert cost["share_checkpoint"] <= 0.03
     assert found["longer_steps"]["ratio"] >= 0.97
