@@ -15,7 +15,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,14 +24,14 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from distilljax._checks import fail
-from distilljax.manifests import check_writable, damage, set_aside, write_manifest
+from distilljax.manifests import NAME, check_writable, damage, set_aside, write_manifest
 from distilljax.patience import WAITS_SECS, is_passing, note, patiently, reason_of
 from distilljax.saved_arrays import (
     DamagedError,
     UnlikeError,
     as_written,
     check_same_arrays,
+    explained,
     shapes_of,
     unreadable,
 )
@@ -71,7 +71,7 @@ class Checkpoints:
         if not read_only and jax.process_index() == 0:
             check_writable(self._directory)
         self._keep_last = keep_last
-        self._checkpointer = self._open()
+        self._checkpointer = _read(self._open)
         self._best = max(self._ranks(), default=None)
 
     def _open(self) -> Any:
@@ -100,9 +100,8 @@ class Checkpoints:
         return (-math.inf if math.isnan(value) else value, -numbers["step"])
 
     def _ranks(self) -> list[tuple[float, float]]:
-        measured: list[Any] = [
-            found.metrics for found in self._checkpointer.checkpoints
-        ]
+        known = self._checkpointer
+        measured: list[Any] = _read(lambda: [x.metrics for x in known.checkpoints])
         return [self._rank(m) for m in measured if m and self._select in m]
 
     def improves(self, step: int, numbers: Numbers | None) -> bool:
@@ -150,7 +149,7 @@ class Checkpoints:
             try:
                 written = self._checkpointer.save_checkpointables_async(
                     step, {"state": state}, metrics=metrics, custom_metadata=meta
-                )
+                ).result
             except OSError as error:
                 # of several processes the others wait for this one
                 if jax.process_count() > 1 or not is_passing(error):
@@ -167,16 +166,23 @@ class Checkpoints:
         start()
         while wait and not self._join():
             time.sleep(RETRY_SECS * self._failures_in_a_row)
-            start()
+            if step in self.steps():  # it was written, and only to be read back
+                self._verify(step, lambda: None, arrays, then)
+            else:
+                start()
 
     def _verify(
-        self, step: int, written: Any, arrays: Any, then: Callable[[], None]
+        self,
+        step: int,
+        written: Callable[[], Any],
+        arrays: Any,
+        then: Callable[[], None],
     ) -> None:
         """Read a checkpoint back when it is complete; in a thread of its own."""
         try:
-            written.result()
+            written()
             if jax.process_index() == 0:
-                patiently(lambda: self._read_back(step, arrays))
+                patiently(lambda: self._read_back(step, arrays), passing=_is_unread)
             self._failures_in_a_row = 0
         # whatever it is, it is raised where the loop will see it
         except Exception as error:  # noqa: BLE001
@@ -213,8 +219,8 @@ class Checkpoints:
         self._best = max(self._ranks(), default=None)
         if step in self.steps():
             # what failed came after it was complete
-            with contextlib.suppress(OSError):
-                patiently(lambda: self._read_back(step, arrays))
+            with contextlib.suppress(OSError, UnlikeError):
+                patiently(lambda: self._read_back(step, arrays), passing=_is_unread)
                 return True
         note(
             f"the checkpoint of step {step} was not written and read back "
@@ -302,7 +308,8 @@ class Checkpoints:
           like: The state, or `jax.ShapeDtypeStruct`s with shardings; another mesh than
             that of the saved run is fine.
         """
-        with self._explained(step, "be complete and of this student and optimizer"):
+        rule = "be complete and of this student and optimizer"
+        with explained(self._directory / str(step), rule, self._read_only):
             return self._load(step, like)
 
     def _load(self, step: int, like: Any) -> tuple[Any, Meta]:
@@ -313,20 +320,23 @@ class Checkpoints:
             raise DamagedError(wrong or "damage that process 0 has found", agreed=True)
 
         def read() -> tuple[Any, Meta]:
-            found = self._checkpointer.checkpointables_metadata(step)
-            meta = found.custom_metadata
-            if not isinstance(meta, dict) or not meta:
-                raise DamagedError("one without its metadata")
-            check_same_arrays(found.metadata["state"], like)
-            state = self._checkpointer.load_checkpointables(step, {"state": like})
+            try:
+                found = self._checkpointer.checkpointables_metadata(step)
+                meta = found.custom_metadata
+                if not isinstance(meta, dict) or not meta:
+                    raise DamagedError("one without its metadata")
+                check_same_arrays(found.metadata["state"], like)
+                state = self._checkpointer.load_checkpointables(step, {"state": like})
+            except UnlikeError:
+                raise
+            except (ValueError, KeyError, OSError, TypeError) as error:
+                raise DamagedError(unreadable(folder)) from error
             return state["state"], meta
 
-        try:
-            return _read(read)
-        except UnlikeError:
-            raise
-        except (ValueError, KeyError, OSError, TypeError) as error:
-            raise DamagedError(unreadable(folder)) from error
+        if jax.process_count() > 1 or not (folder / NAME).exists():
+            return read()
+        # Its files are as they were written: what cannot be read is to be read again.
+        return patiently(read, passing=_is_unread)
 
     def restore_student(self, step: int, like: Any) -> Any:
         """Only the student, for evaluation or to be a teacher.
@@ -338,8 +348,9 @@ class Checkpoints:
         """
         context = ocp.Context()
         context.pytree.loading.partial_load = True
-        with self._explained(step, "be complete and of this model"), context:
-            path = str(self._directory / str(step))
+        folder, rule = self._directory / str(step), "be complete and of this model"
+        path = str(folder)
+        with explained(folder, rule, self._read_only), context:
             known = _read(partial(ocp.checkpointables_metadata, path))
             meta = known.custom_metadata
             beside = isinstance(meta, dict) and meta.get("objective_has_params", False)
@@ -348,23 +359,6 @@ class Checkpoints:
             read = partial(ocp.load_checkpointables, path, {"state": wanted})
             found = _read(read)["state"]
         return {k: x["student"] if k in inside else x for k, x in found.items()}
-
-    @contextlib.contextmanager
-    def _explained(self, step: int, rule: str) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, KeyError, OSError, TypeError) as error:
-            folder = self._directory / str(step)
-            unlike = isinstance(error, UnlikeError)
-            reason = str(error) if unlike else unreadable(folder)
-            remedy = (
-                "If it is damaged, delete that folder: the run goes on from the one "
-                "before it, or from the start. If it is of another model, use another "
-                "--workdir."
-            )
-            if self._read_only:
-                remedy = "Restore that folder from a copy, or train that run again."
-            fail("Checkpoints", f"the checkpoint {folder}", rule, reason, remedy)
 
     def wait(self) -> None:
         """Return when what was started is written and verified; raise if it is not."""
@@ -388,6 +382,12 @@ class Checkpoints:
         if not ending and self._failure is not None:
             step, _, error = self._failure
             self._not_written(step, error)
+
+
+def _is_unread(error: BaseException) -> bool:
+    """Of what is on disk as it was written: Orbax may take what it cannot read for
+    something that is not there."""
+    return is_passing(error) or isinstance(error, UnlikeError)
 
 
 def _read(operation: Callable[[], Any]) -> Any:

@@ -60,7 +60,7 @@ def write_manifest(folder: Path) -> None:
       (None, 'a changed file, a')
     """
     found = {
-        str(path.relative_to(folder)): _described(path)
+        str(path.relative_to(folder)): patiently(partial(_described, path))
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != NAME
     }

@@ -54,13 +54,16 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 def patiently(
-    operation: Callable[[], Result], waits_secs: Sequence[float] = WAITS_SECS
+    operation: Callable[[], Result],
+    waits_secs: Sequence[float] = WAITS_SECS,
+    passing: Callable[[BaseException], bool] = is_passing,
 ) -> Result:
     """What an operation returns, tried again after faults that may pass.
 
     Args:
       operation: Does the same when it is called again after it has failed.
       waits_secs: How long to wait before each further try.
+      passing: Which errors may be gone the next time.
 
     Raises:
       Exception: that of the last try, or one that will not pass.
@@ -70,7 +73,7 @@ def patiently(
             return operation()
         # libraries put the system's error into words of their own
         except (OSError, ValueError, RuntimeError) as error:
-            if not is_passing(error):
+            if not passing(error):
                 raise
         time.sleep(wait)
     return operation()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from distilljax._checks import fail
 from distilljax.typing import path_of
 
 
@@ -32,6 +35,32 @@ def unreadable(folder: Path) -> str:
     # Orbax's own words, a page about its handlers, are in the traceback
     known = "arrays that are missing, damaged or of other shapes"
     return known if folder.is_dir() else "no such folder"
+
+
+@contextlib.contextmanager
+def explained(folder: Path, rule: str, read_only: bool) -> Iterator[None]:
+    """Say what is wrong with a checkpoint that is read inside, and what to do.
+
+    Args:
+      folder: The checkpoint.
+      rule: What it must do.
+      read_only: Whether it belongs to a run that is not this one.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = str(error) if isinstance(error, UnlikeError) else unreadable(folder)
+        remedy = (
+            "If it is damaged, delete that folder: the run goes on from the one "
+            "before it, or from the start. If it is of another model, use another "
+            "--workdir."
+        )
+        if read_only:
+            remedy = "Restore that folder from a copy, or train that run again."
+        fail("Checkpoints", f"the checkpoint {folder}", rule, reason, remedy)
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import os
 import re
@@ -444,8 +445,10 @@ def test_a_checkpoint_is_read_back_when_it_is_written(tmp_path, monkeypatch):
     assert told == [[1]]
     assert (tmp_path / "good" / "1" / "files.json").exists()
 
-    shapes = iter([{"w": (4,)}, {"w": (5,)}])  # of what was to be written, and what was
+    # of what was to be written, and what was
+    shapes = itertools.chain([{"w": (4,)}], itertools.repeat({"w": (5,)}))
     monkeypatch.setattr("distilljax.checkpoints.shapes_of", lambda _: next(shapes))
+    monkeypatch.setattr("time.sleep", lambda _: None)
     checkpoints = Checkpoints(tmp_path / "bad")
     checkpoints.save(1, STATE, {"a": 1}, then=lambda: told.append("bad"))
     with pytest.raises(ValueError, match=r"bad/1 must be written.*other arrays"):
@@ -542,11 +545,13 @@ def test_a_best_one_that_was_not_written_is_not_the_best(tmp_path, answers):
     checkpoints.close()
 
 
+@pytest.mark.parametrize(("wait", "failures"), [(False, 5), (True, 5), (True, 12)])
 def test_a_complete_checkpoint_is_read_back_though_something_failed_after_it(
-    tmp_path, monkeypatch, capfd
+    tmp_path, monkeypatch, capfd, wait, failures
 ):
-    """It has its list of files then, and counts for what it is."""
-    left = [OSError(5, "Input/output error")] * 5
+    """It has its list of files then, and counts for what it is. One that is waited for
+    is not written a second time, which could not be."""
+    left = [OSError(5, "Input/output error")] * failures
     real = checkpoints_module.write_manifest
 
     def write(folder):
@@ -557,11 +562,11 @@ def test_a_complete_checkpoint_is_read_back_though_something_failed_after_it(
     monkeypatch.setattr(checkpoints_module, "write_manifest", write)
     monkeypatch.setattr("time.sleep", lambda _: None)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, STATE, {"a": 1})
+    checkpoints.save(1, STATE, {"a": 1}, wait=wait)
     checkpoints.wait()
     checkpoints.close()
     assert (tmp_path / "1" / "files.json").exists()
-    assert "was not written" not in capfd.readouterr().err
+    assert ("was not written" in capfd.readouterr().err) == (failures > 10)
 
 
 def test_what_cannot_be_noted_of_a_checkpoint_leaves_it_whole(tmp_path, capfd):

@@ -108,7 +108,7 @@ def test_faults_that_pass_cost_a_checkpoint_and_nothing_else(tmp_path, library, 
 
 @pytest.mark.slow
 def test_reads_that_fail_for_a_moment_are_no_damage(tmp_path, library, sound):
-    """Of half a run, which is then gone on with: one read in seven fails."""
+    """Of half a run, which is then gone on with: one read in 29 fails."""
     log, workdir = tmp_path / "faults", tmp_path / "run"
     assert run(workdir, steps=15).returncode == 0
     done = run(
@@ -116,7 +116,7 @@ def test_reads_that_fail_for_a_moment_are_no_damage(tmp_path, library, sound):
         LD_PRELOAD=str(library),
         FAULTY_DIR=f"{workdir}/",
         FAULTY_READS="1",
-        FAULTY_EVERY="7",
+        FAULTY_EVERY="29",
         FAULTY_LOG=str(log),
     )
     assert done.returncode == 0, done.stderr
