@@ -97,7 +97,8 @@ class Window:
         if self._tokens:
             rates["tokens_per_second"] = self._tokens / seconds
         self._since, self._examples, self._tokens = now, 0, 0
-        sums, counts = np.sum([m.array for m in fetched], axis=0, dtype=np.float64)
+        arrays = np.stack([m.array for m in fetched])
+        sums, counts = arrays.sum(axis=0, dtype=np.float64)
         means = (sums / np.maximum(counts, 1e-30)).tolist()
         named = dict(zip(fetched[0].names, means, strict=True))
         return {"step": steps[-1], **named, **rates}
