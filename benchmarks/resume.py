@@ -6,8 +6,8 @@
 `checkpoints`: a run of this file's `config`, with an asynchronous, verified checkpoint
 every 100 steps. Fifty steps with one are compared with the fifty after them, pair by
 pair, so that a busy machine slows both. The devices are the CPU here, and all work for
-a checkpoint is taken from the steps: what one costs, `checkpoint_ms`, hardly depends on
-the steps, but what share that is does: `longer_steps` is the same with larger batches.
+a checkpoint is taken from the steps; `longer_steps` is the same with larger batches.
+`checkpoint_ms` and `ratio` are the quartiles over the pairs.
 
 `restart`: the command line in processes of its own, from the start of the process to
 the end of its first step: a first start that compiles all, a first start with a warm
@@ -92,17 +92,21 @@ def checkpoints(pairs: int, batch_size: int = 512) -> dict[str, Any]:
         ends = [(records[s + after], records[s + after + EVERY]) for s in saved]
         return [end["seconds"] - start["seconds"] for start, end in ends]
 
-    found = {"with": seconds(0), "without": seconds(EVERY)}
-    both = list(zip(found["with"], found["without"], strict=True))
+    shares = [records[s + EVERY]["share_checkpoint"] for s in saved]
+    return compared({"with": seconds(0), "without": seconds(EVERY)}) | {
+        "share_checkpoint": statistics.median(shares)
+    }
+
+
+def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians and quartiles over the pairs."""
+    both = list(zip(seconds["with"], seconds["without"], strict=True))
     return {
         "every_steps": EVERY,
-        "seconds": found,
-        "step_ms": 1e3 * statistics.median(found["without"]) / EVERY,
-        "checkpoint_ms": 1e3 * statistics.median(a - b for a, b in both),
-        "ratio": statistics.median(b / a for a, b in both),
-        "share_checkpoint": statistics.median(
-            records[s + EVERY]["share_checkpoint"] for s in saved
-        ),
+        "seconds": seconds,
+        "step_ms": 1e3 * statistics.median(seconds["without"]) / EVERY,
+        "checkpoint_ms": statistics.quantiles(1e3 * (a - b) for a, b in both),
+        "ratio": statistics.quantiles(b / a for a, b in both),
     }
 
 

@@ -25,13 +25,15 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from distilljax.manifests import NAME, check_writable, damage, set_aside, write_manifest
-from distilljax.patience import WAITS_SECS, is_passing, note, patiently, reason_of
+from distilljax.patience import is_passing, note, patiently, reason_of
 from distilljax.saved_arrays import (
     DamagedError,
     UnlikeError,
     as_written,
     check_same_arrays,
     explained,
+    is_unread,
+    read_alone,
     shapes_of,
     unreadable,
 )
@@ -66,12 +68,12 @@ class Checkpoints:
         self._read_only = read_only
         self._sign = 1.0 if mode == "max" else -1.0
         self._verifying: threading.Thread | None = None
-        self._failure: tuple[int, Any, Exception] | None = None
+        self._failure: tuple[int, Any, Callable[[], None], Exception] | None = None
         self._failures_in_a_row = 0
         if not read_only and jax.process_index() == 0:
             check_writable(self._directory)
         self._keep_last = keep_last
-        self._checkpointer = _read(self._open)
+        self._checkpointer = read_alone(self._open)
         self._best = max(self._ranks(), default=None)
 
     def _open(self) -> Any:
@@ -82,7 +84,7 @@ class Checkpoints:
         )
         policies = [keep.LatestN(self._keep_last), *([best] if self._select else [])]
         context = ocp.Context()
-        # floats become smaller by a twelfth, for a third of all the CPU time of saving
+        # floats hardly become smaller, for CPU time that is not the run's to spend
         context.array.saving.use_compression = False
         return ocp.training.Checkpointer(
             str(self._directory),
@@ -101,7 +103,7 @@ class Checkpoints:
 
     def _ranks(self) -> list[tuple[float, float]]:
         known = self._checkpointer
-        measured: list[Any] = _read(lambda: [x.metrics for x in known.checkpoints])
+        measured: list[Any] = read_alone(lambda: [x.metrics for x in known.checkpoints])
         return [self._rank(m) for m in measured if m and self._select in m]
 
     def improves(self, step: int, numbers: Numbers | None) -> bool:
@@ -154,7 +156,7 @@ class Checkpoints:
                 # of several processes the others wait for this one
                 if jax.process_count() > 1 or not is_passing(error):
                     self._not_written(step, error)
-                self._failure = step, arrays, error
+                self._failure = step, arrays, then, error
                 return
             self._verifying = threading.Thread(
                 target=self._verify, args=(step, written, arrays, then), daemon=True
@@ -177,26 +179,33 @@ class Checkpoints:
         written: Callable[[], Any],
         arrays: Any,
         then: Callable[[], None],
-    ) -> None:
+    ) -> Exception | None:
         """Read a checkpoint back when it is complete; in a thread of its own."""
         try:
             written()
             if jax.process_index() == 0:
-                patiently(lambda: self._read_back(step, arrays), passing=_is_unread)
+                self._read_back(step, arrays)
             self._failures_in_a_row = 0
         # whatever it is, it is raised where the loop will see it
         except Exception as error:  # noqa: BLE001
-            self._failure = step, arrays, error
-            return
+            self._failure = step, arrays, then, error
+            return error
         try:
             then()
         except OSError as error:  # of what is said of it; the checkpoint is whole
             note(f"step {step} is saved, and could not be noted ({reason_of(error)}).")
+        return None
 
     def _read_back(self, step: int, arrays: Any) -> None:
         folder = self._directory / str(step)
-        found = ocp.checkpointables_metadata(str(folder))
-        if shapes_of(found.metadata["state"]) != arrays:
+
+        def read() -> Any:
+            found = ocp.checkpointables_metadata(str(folder))
+            if not (shapes := shapes_of(found.metadata["state"])):
+                raise DamagedError("one without any array")
+            return shapes
+
+        if patiently(read, passing=is_unread) != arrays:
             raise UnlikeError("one of other arrays than were written")
         write_manifest(folder)
 
@@ -207,10 +216,10 @@ class Checkpoints:
             self._verifying = None
         if self._failure is None:
             return True
-        (step, arrays, error), self._failure = self._failure, None
+        (step, arrays, then, error), self._failure = self._failure, None
         self._failures_in_a_row += 1
         many = self._failures_in_a_row >= MAX_FAILURES or jax.process_count() > 1
-        if many or not is_passing(error):
+        if many or not is_unread(error):
             self._not_written(step, error)
         for _ in range(2):  # it raises the error once more, and closes after that
             with contextlib.suppress(OSError, ValueError, RuntimeError):
@@ -219,9 +228,12 @@ class Checkpoints:
         self._best = max(self._ranks(), default=None)
         if step in self.steps():
             # what failed came after it was complete
-            with contextlib.suppress(OSError, UnlikeError):
-                patiently(lambda: self._read_back(step, arrays), passing=_is_unread)
+            again = self._verify(step, lambda: None, arrays, then)
+            if again is None:
                 return True
+            error, self._failure = again, None
+            if not is_unread(error):
+                self._not_written(step, error)
         note(
             f"the checkpoint of step {step} was not written and read back "
             f"({reason_of(error)[:200]}). The run goes on, and ends if that happens "
@@ -282,18 +294,10 @@ class Checkpoints:
         return None if newest is None else (newest, *self.restore(newest, like))
 
     def _set_aside(self, damaged: Mapping[int, Exception], good: int) -> None:
-        aside = self._directory.with_name(f"{self._directory.name}.damaged")
-        for step, error in damaged.items():
-            if jax.process_index() != 0:
-                continue
-            words = (
-                f"the checkpoint of step {step} must be complete, got {error}. "
-                f"Going on from that of step {good}"
-            )
-            if not self._read_only:
-                target = set_aside(self._directory / str(step), aside)
-                words += f"; the damaged one is now {target}"
-            note(f"{words}.")
+        if jax.process_index() == 0:
+            for step, error in damaged.items():
+                folder = self._directory / str(step)
+                set_aside(folder, f"{error}", good, move=not self._read_only)
         if damaged and not self._read_only:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged checkpoints set aside")
@@ -333,10 +337,10 @@ class Checkpoints:
                 raise DamagedError(unreadable(folder)) from error
             return state["state"], meta
 
-        if jax.process_count() > 1 or not (folder / NAME).exists():
-            return read()
-        # Its files are as they were written: what cannot be read is to be read again.
-        return patiently(read, passing=_is_unread)
+        # Where its files are known to be as they were written, what cannot be read is
+        # to be read again, whatever the reason is.
+        known = patiently((folder / NAME).exists)
+        return read_alone(read, is_unread if known else is_passing)
 
     def restore_student(self, step: int, like: Any) -> Any:
         """Only the student, for evaluation or to be a teacher.
@@ -346,19 +350,9 @@ class Checkpoints:
           like: A dict with some of the fields of `DistillState`, of the student alone:
             parameters of the objective, which lie beside it, are not read.
         """
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
         folder, rule = self._directory / str(step), "be complete and of this model"
-        path = str(folder)
-        with explained(folder, rule, self._read_only), context:
-            known = _read(partial(ocp.checkpointables_metadata, path))
-            meta = known.custom_metadata
-            beside = isinstance(meta, dict) and meta.get("objective_has_params", False)
-            inside = {"params", "ema"} if beside else set()
-            wanted = {k: {"student": x} if k in inside else x for k, x in like.items()}
-            read = partial(ocp.load_checkpointables, path, {"state": wanted})
-            found = _read(read)["state"]
-        return {k: x["student"] if k in inside else x for k, x in found.items()}
+        with explained(folder, rule, self._read_only):
+            return read_alone(partial(_student_in, folder, like), is_unread)
 
     def wait(self) -> None:
         """Return when what was started is written and verified; raise if it is not."""
@@ -366,7 +360,7 @@ class Checkpoints:
             self._verifying.join()
         failed = self._failure
         if not self._join() and failed is not None:
-            self._not_written(failed[0], failed[2])
+            self._not_written(failed[0], failed[-1])
         self._checkpointer.wait()
 
     def close(self) -> None:
@@ -380,19 +374,26 @@ class Checkpoints:
             if self._failure is None and not ending:
                 raise
         if not ending and self._failure is not None:
-            step, _, error = self._failure
+            step, *_, error = self._failure
             self._not_written(step, error)
 
 
-def _is_unread(error: BaseException) -> bool:
-    """Of what is on disk as it was written: Orbax may take what it cannot read for
-    something that is not there."""
-    return is_passing(error) or isinstance(error, UnlikeError)
-
-
-def _read(operation: Callable[[], Any]) -> Any:
-    """Patiently; of several processes, the others would wait for this one."""
-    return patiently(operation, () if jax.process_count() > 1 else WAITS_SECS)
+def _student_in(folder: Path, like: Any) -> Any:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context:
+            meta = ocp.checkpointables_metadata(str(folder)).custom_metadata
+            if not isinstance(meta, dict) or not meta:
+                raise DamagedError("one without its metadata")
+            inside = {"params", "ema"} if meta.get("objective_has_params") else set()
+            wanted = {k: {"student": x} if k in inside else x for k, x in like.items()}
+            found = ocp.load_checkpointables(str(folder), {"state": wanted})["state"]
+    except UnlikeError:
+        raise
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise DamagedError(unreadable(folder)) from error
+    return {k: x["student"] if k in inside else x for k, x in found.items()}
 
 
 MAX_FAILURES = 3

@@ -115,7 +115,9 @@ class DistillStep:
         counts = {name: mean.count for name, mean in metrics.items()}
         always = jax.lax.stop_gradient(diagnostics(student, teacher, batch, terms))
         refuse_reserved_names(terms, always)
-        metrics |= always
+        # what is not returned is not compiled either
+        unread = set() if self.diagnostics else DIAGNOSTICS - terms.keys()
+        metrics = {k: x for k, x in (metrics | always).items() if k not in unread}
         return loss, (rest, metrics, counts, jax.lax.stop_gradient(noted))
 
     def _gradients(
@@ -173,8 +175,6 @@ class DistillStep:
             ema = optax.incremental_update(params, ema, 1.0 - self.ema_decay)
         metrics["loss"] = Mean(loss, jnp.ones(()))
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
-        if not self.diagnostics:  # what is not returned is not compiled either
-            metrics = {k: x for k, x in metrics.items() if k not in DIAGNOSTICS}
         own = _objective.next_state(self.objective, state.objective_state, noted)
         new = DistillState(params, rest, opt_state, state.step + 1, state.rng, ema, own)
         return new, Metrics.of(metrics)

@@ -16,7 +16,7 @@ from typing import Any
 
 from distilljax._checks import fail
 from distilljax.metrics import write_atomically
-from distilljax.patience import patiently
+from distilljax.patience import note, patiently
 
 NAME = "files.json"
 
@@ -77,15 +77,16 @@ def damage(folder: Path) -> str | None:
       folder: The checkpoint.
     """
     path = folder / NAME
-    if not path.exists():
-        return None
     try:
+        if not patiently(path.exists):
+            return None
         files = json.loads(patiently(path.read_text))["files"]
         # sizes first: they cost nothing
         for name, written in files.items():
-            if not (folder / name).is_file():
+            if not patiently((folder / name).is_file):
                 return f"a missing file, {name}"
-            if (size := (folder / name).stat().st_size) != written["bytes"]:
+            size = patiently((folder / name).stat).st_size
+            if size != written["bytes"]:
                 return f"{size} bytes instead of {written['bytes']} in {name}"
         for name, written in files.items():
             if patiently(partial(_described, folder / name)) != written:
@@ -97,20 +98,27 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def set_aside(folder: Path, aside: Path) -> Path:
-    """Move a folder into another, under a name that is free there; nothing is lost.
+def set_aside(folder: Path, why: str, good: int, *, move: bool) -> None:
+    """Say that a checkpoint is damaged, and move it beside the others' folder.
 
     Args:
-      folder: What is moved.
-      aside: Where to; made if it is not there.
+      folder: The checkpoint.
+      why: What it is instead of complete.
+      good: The step that is gone on from.
+      move: False leaves it where it is: the folder is somebody else's.
     """
-    patiently(partial(aside.mkdir, exist_ok=True))
-    names = (f"{folder.name}.{i}" for i in itertools.count(1))
-    target = aside / folder.name
-    while target.exists():
-        target = aside / next(names)
-    patiently(partial(folder.replace, target))
-    return target
+    words = f"the checkpoint of step {folder.name} must be complete, got {why}. "
+    words += f"Going on from that of step {good}"
+    if move:
+        aside = folder.parent.with_name(f"{folder.parent.name}.damaged")
+        patiently(partial(aside.mkdir, exist_ok=True))
+        names = (f"{folder.name}.{i}" for i in itertools.count(1))
+        target = aside / folder.name
+        while target.exists():
+            target = aside / next(names)
+        patiently(partial(folder.replace, target))
+        words += f"; the damaged one is now {target}"
+    note(f"{words}.")
 
 
 def _described(path: Path) -> dict[str, Any]:

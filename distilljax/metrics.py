@@ -5,7 +5,6 @@ The loop never waits for a number: metrics stay on the devices until a window is
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax.patience import append_line, note, patiently
+from distilljax.patience import append_line, note, patiently, reason_of
 from distilljax.typing import Metrics
 
 Record = dict[str, Any]
@@ -217,15 +216,19 @@ class TensorBoardWriter(Writer):
 
     def _let_go(self) -> None:
         # what nobody reads any more is not to be waited for at the end of the process;
-        # whoever closes the file waits for the thread, which has read it all
+        # who closes a file waits for the thread that reads it
         self._events._event_queue.cancel_join_thread()
 
     def close(self) -> None:
         """Close the event file."""
         self._let_go()
-        if self._is_alive():
-            with contextlib.suppress(OSError):
-                self._writer.close()
+        if not self._is_alive():
+            return
+        try:
+            patiently(self._writer.close)
+        except (OSError, ValueError) as error:
+            what = f"the last lines for TensorBoard in {self._directory}"
+            note(f"{what} could not be written ({reason_of(error)}).")
 
 
 # Steps of a small student take less than drawing where they are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax._checks import fail
+from distilljax.patience import WAITS_SECS, is_passing, patiently
 from distilljax.typing import path_of
 
 
@@ -24,6 +25,30 @@ class DamagedError(UnlikeError):
     def __init__(self, reason: str, *, agreed: bool = False):
         super().__init__(reason)
         self.agreed = agreed
+
+
+def is_unread(error: BaseException) -> bool:
+    """True if something may be read the next time.
+
+    Orbax may take what it cannot read for something that is not there.
+
+    Args:
+      error: What was raised.
+    """
+    return is_passing(error) or isinstance(error, DamagedError)
+
+
+def read_alone(
+    operation: Callable[[], Any], passing: Callable[[BaseException], bool] = is_passing
+) -> Any:
+    """Patiently; of several processes, the others would wait for this one.
+
+    Args:
+      operation: Reads, and returns what was read.
+      passing: After which errors it is read again.
+    """
+    waits_secs = () if jax.process_count() > 1 else WAITS_SECS
+    return patiently(operation, waits_secs, passing)
 
 
 def unreadable(folder: Path) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from distilljax.patience import is_passing, note
+
 # How many steps a trace has, unless they were named.
 NUM_STEPS = 10
 # On storage of a network, looking for a file takes longer than a small step.
@@ -98,6 +100,7 @@ class _Asked:
         self._flag = threading.Event()
         self._before: Any = None
         self._looked = time.monotonic()
+        self._told = False
 
     def __enter__(self) -> _Asked:
         main = threading.current_thread() is threading.main_thread()
@@ -117,9 +120,12 @@ class _Asked:
         if self._path is None or time.monotonic() < self._looked + LOOK_EVERY_SECS:
             return False
         self._looked = time.monotonic()
-        if not self._path.exists():
-            return False
-        with contextlib.suppress(OSError):  # of a disk that does not answer: next time
-            self._path.unlink()
-            return True
+        try:
+            if self._path.exists():
+                self._path.unlink()
+                return True
+        except OSError as error:
+            if not self._told and not is_passing(error):
+                self._told = True
+                note(f"{self._path} asks for a trace, and cannot be removed ({error}).")
         return False

@@ -99,7 +99,14 @@ def _column(x: Any, at: int) -> Any:
     """The last axis, at an index that is known: nothing is sent to a device."""
     if isinstance(x, np.ndarray):
         return np.take(x, at, axis=-1)
-    return jax.lax.index_in_dim(x, at, axis=-1, keepdims=False)
+
+    def take(x: Any) -> Any:
+        return jax.lax.index_in_dim(x, at, axis=-1, keepdims=False)
+
+    if isinstance(x, jax.Array):
+        return take(x)
+    # of shapes a shape, and of what else a transformation may have put there, that
+    return jax.eval_shape(take, x) if hasattr(x, "shape") else x
 
 
 def path_of(key_path: Sequence[Any]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import math
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import jax
@@ -545,13 +547,13 @@ def test_a_best_one_that_was_not_written_is_not_the_best(tmp_path, answers):
     checkpoints.close()
 
 
-@pytest.mark.parametrize(("wait", "failures"), [(False, 5), (True, 5), (True, 12)])
+@pytest.mark.parametrize(("wait", "failures"), [(False, 1), (True, 1), (True, 3)])
 def test_a_complete_checkpoint_is_read_back_though_something_failed_after_it(
     tmp_path, monkeypatch, capfd, wait, failures
 ):
     """It has its list of files then, and counts for what it is. One that is waited for
     is not written a second time, which could not be."""
-    left = [OSError(5, "Input/output error")] * failures
+    left: list[OSError] = []
     real = checkpoints_module.write_manifest
 
     def write(folder):
@@ -561,12 +563,64 @@ def test_a_complete_checkpoint_is_read_back_though_something_failed_after_it(
 
     monkeypatch.setattr(checkpoints_module, "write_manifest", write)
     monkeypatch.setattr("time.sleep", lambda _: None)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, STATE, {"a": 1}, wait=wait)
-    checkpoints.wait()
+    checkpoints, told = Checkpoints(tmp_path), []
+    for step in (1, 2, 3):  # three that were whole in the end are no failures in a row
+        left += [OSError(5, "Input/output error")] * failures
+        then = functools.partial(told.append, step)
+        checkpoints.save(step, STATE, {"a": 1}, then=then, wait=wait)
+        checkpoints.wait()
     checkpoints.close()
-    assert (tmp_path / "1" / "files.json").exists()
-    assert ("was not written" in capfd.readouterr().err) == (failures > 10)
+    assert told == [1, 2, 3]
+    assert (tmp_path / "3" / "files.json").exists()
+    assert ("was not written" in capfd.readouterr().err) == (failures > 2)
+
+
+def test_what_is_not_there_for_a_moment_is_no_damage(tmp_path, monkeypatch):
+    """Neither a file's size, nor whether it is there, nor what Orbax says of it."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, STATE, {"a": 1}, wait=True)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    left = []
+
+    def faulty(real, answer=None):
+        def call(*args, **kwargs):
+            if left and not left.pop():
+                if answer is None:
+                    raise OSError(116, "Stale file handle")
+                return answer
+            return real(*args, **kwargs)
+
+        return call
+
+    ocp = checkpoints_module.ocp
+    nothing = types.SimpleNamespace(custom_metadata={}, metadata={"state": None})
+    with monkeypatch.context() as patch:
+        for name in ("stat", "exists", "is_file"):
+            patch.setattr(Path, name, faulty(getattr(Path, name)))
+        for skipped in range(4):
+            left[:] = [False] + [True] * skipped
+            assert checkpoints_module.damage(tmp_path / "1") is None
+            assert not left
+    for owner in (checkpoints._checkpointer, ocp):
+        name = "checkpointables_metadata"
+        monkeypatch.setattr(owner, name, faulty(getattr(owner, name), nothing))
+    left[:] = [False]
+    assert checkpoints.restore_newest(STATE)[0] == 1
+    assert not left
+    left[:] = [False]
+    found = checkpoints.restore_student(1, {"w": STATE["w"]})
+    np.testing.assert_array_equal(found["w"], STATE["w"])
+    assert not left
+    checkpoints.close()
+
+
+def test_another_model_is_said_at_once(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, STATE, {"a": 1}, wait=True)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it will not pass"))
+    with pytest.raises(ValueError, match="that has no other"):
+        checkpoints.restore_newest({**STATE, "other": STATE["w"]})
+    checkpoints.close()
 
 
 def test_what_cannot_be_noted_of_a_checkpoint_leaves_it_whole(tmp_path, capfd):

@@ -771,6 +771,19 @@ def test_without_diagnostics_less_is_computed_of_the_same_step(as_head, accumula
         assert_close(mean.value, whole[1][name].value)
 
 
+def test_terms_may_have_names_of_diagnostics_that_there_are_none_of(teacher):
+    """Without logits of both there is no KL to hide: a term of that name is logged."""
+
+    def objective(student, teacher, batch):
+        return {"kl": Term(jnp.square(student.logits).sum(-1), batch["loss_mask"])}
+
+    for diagnostics in (True, False):
+        how = {"diagnostics": diagnostics, "tx": optax.sgd(0.1)}
+        _, found = run(objective, None, Net(6, nnx.Rngs(0)), make_batch(), **how)
+        assert found["kl"].value == found["loss"].value
+        assert ("student_entropy" in found) == diagnostics
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_outputs_in_the_batch_are_as_good_as_a_teacher_in_the_step(accumulate):
     """A provider sends hidden states; the kernel stays with the step."""

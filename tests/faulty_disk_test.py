@@ -106,22 +106,33 @@ def test_faults_that_pass_cost_a_checkpoint_and_nothing_else(tmp_path, library, 
     assert_equal(workdir, sound)
 
 
-@pytest.mark.slow
-def test_reads_that_fail_for_a_moment_are_no_damage(tmp_path, library, sound):
-    """Of half a run, which is then gone on with: one read in 29 fails."""
-    log, workdir = tmp_path / "faults", tmp_path / "run"
+@pytest.fixture(scope="module")
+def half(tmp_path_factory) -> Path:
+    """Half of that run."""
+    workdir = tmp_path_factory.mktemp("half")
     assert run(workdir, steps=15).returncode == 0
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", ["41", "59"])
+def test_reads_that_fail_for_a_moment_are_no_damage(
+    tmp_path, library, sound, half, every
+):
+    """Of half a run, which is then gone on with: one read in so many fails."""
+    log, workdir = tmp_path / "faults", tmp_path / "run"
+    shutil.copytree(half, workdir)
     done = run(
         workdir,
         LD_PRELOAD=str(library),
         FAULTY_DIR=f"{workdir}/",
         FAULTY_READS="1",
-        FAULTY_EVERY="29",
+        FAULTY_EVERY=every,
         FAULTY_LOG=str(log),
     )
     assert done.returncode == 0, done.stderr
     failed = log.read_text().splitlines()
-    assert any("checkpoints/15" in line for line in failed), failed
+    assert any("checkpoints/15/" in line for line in failed), failed
     assert "must be complete" not in done.stderr
     assert not (workdir / "checkpoints.damaged").exists()
     assert_equal(workdir, sound)
@@ -146,6 +157,26 @@ def test_tensorboards_thread_may_end_and_nobody_waits_for_it(tmp_path, capfd):
     writer.close()
     assert not writer._is_alive()
     assert any(b"train/m39" in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_the_end_of_tensorboards_file_is_tried_again_and_told(tmp_path, capfd):
+    record = {"split": "train", "step": 1, "loss": 2.0}
+    for failures in (2, 99):
+        writer = TensorBoardWriter(tmp_path / str(failures), 0)
+        writer.write(record)
+        real, left = writer._events.flush, [None] * failures
+
+        def flush(real=real, left=left):
+            if left:
+                left.pop()
+                raise OSError(5, "Input/output error")
+            real()
+
+        writer._events.flush = flush
+        writer.close()
+        told = "the last lines for TensorBoard" in capfd.readouterr().err
+        assert told == (failures > 5)
+        assert writer._events._closed == (failures < 5)
 
 
 # --- what is small is tried again -----------------------------------------------------

@@ -43,6 +43,9 @@ def test_what_a_step_returns_is_read_by_name():
         jax.block_until_ready([found["loss"].sum, found["kl"].count])
     fetched = jax.device_get(found)
     assert isinstance(fetched["kl"].sum, np.float32)
+    shapes = jax.eval_shape(lambda: found)
+    assert shapes["kl"].count == jax.ShapeDtypeStruct((), jnp.float32)
+    assert jax.tree.map(lambda _: "here", found)["loss"].sum == "here"
 
 
 INDEX = np.arange(4)
