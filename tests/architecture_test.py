@@ -22,8 +22,8 @@ PACKAGE = REPOSITORY / "distilljax"
 
 # From the ground up. A part imports parts of the layers below its own.
 LAYERS = [
-    {"typing", "_checks", "_functional"},
-    {"_hub", "together", "patience", "saved_arrays"},
+    {"typing", "_checks", "_functional", "patience"},
+    {"_hub", "together", "saved_arrays"},
     {"losses"},
     {"terms", "state"},
     {"_objective", "_schedules"},

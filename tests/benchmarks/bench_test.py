@@ -109,14 +109,16 @@ def test_results_of_a_gpu_are_shown(tmp_path):
 
 
 def test_checkpoints_that_cost_too_much_are_marked():
-    cost = {"every_steps": 50, "ratio": 0.93, "cpu_ratio": 0.92}
+    cost = {"every_steps": 50, "step_ms": 20.0, "checkpoint_ms": [60.0, 90.0, 100.0]}
+    cost |= {"ratio": [0.9, 0.93, 0.98], "share_checkpoint": 0.007}
     found = {
-        "checkpoints": cost | {"shares": {"share_checkpoint": 0.007}},
+        "checkpoints": cost,
+        "longer_steps": cost | {"step_ms": 200.0, "ratio": [0.9, 0.99, 1.0]},
         "restart": {"to_warm": 1.0, "to_cold": 0.5},
         "load_before": 6.0,
     }
     met = [row.met for row in rows.resume(found)]
-    assert met == [False, None, True, None, True, None]
+    assert met == [False, True, None, True, True, None, None, True, None]
 
 
 def test_a_compilation_that_does_not_fit_is_an_answer():
