@@ -184,13 +184,18 @@ def store(found: Found) -> Iterable[Row]:
     for kind, (most, least) in limits.items():
         case = found["coding"][kind]["long"]
         size, speed = case["bytes_per_token"], case["decode_tokens_per_sec"]
-        yield row(f"{kind}: bytes per token", size, "{:.1f}", most=most)
+        what = f"{kind}: bytes per token, without the file's own"
+        yield row(what, size, "{:.1f}", most=most)
         yield row(f"{kind}: tokens decoded per second", speed, "{:,.0f}", least=least)
+    for length, kinds in found["disk"].items():
+        for kind, case in kinds.items():
+            what = f"{kind}, whole stores of {length} rows: bytes per token"
+            yield row(what, case["bytes_per_position"], "{:.1f}")
     waiting = found["waiting"]["share"]
     yield row("share of a step spent on waiting for a batch", waiting, "{:.1%}", 0.02)
     kills = found["kills"]
     same = "the same bytes" if kills["byte_identical"] else "other bytes"
-    what = f"a writer killed {kills['kills']} times ends in"
+    what = f"of {kills['kills']} killed writers, each store was finished and compared:"
     yield Row(what, same, "the same bytes", kills["byte_identical"])
 
 

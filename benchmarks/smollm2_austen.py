@@ -50,7 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, help="what was --workdir")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        help="what was --workdir; seeds that it has not stay as in the results",
+    )
     parser.add_argument(
         "--online",
         type=Path,
@@ -66,6 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     found = collect(args.runs)
     before = read_json(RESULTS) if RESULTS.exists() else {}
+    found["arms"] = joined(before, found)
     found["stores"] = list(map(_store, args.stores)) or before.get("stores", [])
     online = None if args.online is None else collect(args.online)
     found["online"] = online or before.get("online")
@@ -86,6 +91,8 @@ def collect(runs: Path) -> dict[str, Any]:
             "steps": last["steps"],
             "train_seconds": last["train_seconds"],
             "selected": last["selected"],
+            "date": last["date"],
+            "machine": last["machine"],
             "validation": _curve(path.with_name("metrics.jsonl")),
         }
     if not arms:
@@ -96,6 +103,23 @@ def collect(runs: Path) -> dict[str, Any]:
         **{name: last[name] for name in shared},
         "teacher": _of(last, "teacher"),
         "arms": {name: arms[name] for name in ARMS if name in arms},
+    }
+
+
+def joined(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """All seeds of all arms: those just read, and others of the same teacher."""
+    arms = found["arms"]
+    if before.get("teacher_fingerprint") != found["teacher_fingerprint"]:
+        return arms
+    named = {name: arms[name]["seeds"] for name in arms}
+    made = {key: before[key] for key in ("date", "machine")}
+    for name, arm in before["arms"].items():
+        kept = {int(seed): made | x for seed, x in arm["seeds"].items()}
+        named[name] = kept | named.get(name, {})
+    return {
+        name: {"seeds": dict(sorted(named[name].items()))}
+        for name in ARMS
+        if name in named
     }
 
 

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ KINDS = {
     "top_128": TopK(128, GRID),
     "hidden_64_float32": Hidden(),
 }
+# What the writers that are killed write: records alone, and a file of the head's too.
+KILLED = {"sampled_50": KINDS["sampled_50"], "hidden": KINDS["hidden_64_float32"]}
 TEACHER = DecoderConfig(
     vocab_size=CLASSES, width=64, num_layers=1, num_heads=1, num_kv_heads=1,
     head_dim=64, ffn_width=64, tied=False,
@@ -168,15 +171,15 @@ def waiting(folder: Path, num_steps: int = 40) -> dict[str, float]:
 
 WRITER = """
 import sys
-from store import KINDS, config
+from store import KILLED, config
 from dataclasses import replace
 from distilljax.caching import cache
 run = replace(config("long"), eval_batch_size=2)
-cache(run, sys.argv[1], logits=KINDS["sampled_50"], shard_rows=2)
+cache(run, sys.argv[1], shard_rows=2, logits=KILLED[sys.argv[2]])
 """
 
 
-def writer(out: Path) -> subprocess.Popen:
+def writer(out: Path, kind: str) -> subprocess.Popen:
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parent),
@@ -184,7 +187,8 @@ def writer(out: Path) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }  # fmt: skip
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(out)], env=environment)
+    words = [sys.executable, "-c", WRITER, str(out), kind]
+    return subprocess.Popen(words, env=environment)
 
 
 def files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -193,35 +197,41 @@ def files(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield path.name, path.read_bytes()
 
 
-def kills(folder: Path, times: int = 20) -> dict[str, Any]:
-    """Kills at random moments, and whether the store ends in the same bytes."""
-    whole, killed = folder / "whole", folder / "killed"
-    if writer(whole).wait():
-        raise SystemExit("store: the writer must end well, got an error")
+def finish(out: Path, kind: str) -> float:
     begun = time.perf_counter()
-    if writer(folder / "timed").wait():
+    if writer(out, kind).wait():
         raise SystemExit("store: the writer must end well, got an error")
-    seconds = time.perf_counter() - begun
-    draw, shards, done = random.Random(0), [], 0
-    while done < times:
-        process = writer(killed)
-        # the first seconds import and compile: from there to the end of a whole run
-        time.sleep(draw.uniform(0.3, 1.0) * seconds * 0.6)
-        finished = process.poll() is not None
-        os.kill(process.pid, signal.SIGKILL) if not finished else None
-        process.wait()
-        if finished:  # it had little left: begin again
-            for path in killed.iterdir():
-                path.unlink()
-            continue
-        done += 1
-        shards.append(len(list(killed.glob("shard-*.json"))))
-    if writer(killed).wait():
-        raise SystemExit("store: the writer must end well, got an error")
+    return time.perf_counter() - begun
+
+
+def kills(folder: Path, times: int = 20) -> dict[str, Any]:
+    """Kills at random moments; each store is finished then, and compared with a whole
+    one."""
+    for kind in KILLED:
+        finish(folder / kind, kind)  # compiles
+    seconds = {kind: finish(folder / f"{kind}_timed", kind) for kind in KILLED}
+    draw, found = random.Random(0), []
+    while len(found) < times:
+        kind = list(KILLED)[len(found) % len(KILLED)]
+        killed = folder / "killed"
+        process = writer(killed, kind)
+        # the first seconds import and load: from there to the end of a whole run
+        time.sleep(draw.uniform(0.3, 1.0) * seconds[kind])
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            shards = len(list(killed.glob("shard-*.json")))
+            whole = (killed / "manifest.json").exists()
+            finish(killed, kind)
+            same = list(files(killed)) == list(files(folder / kind))
+            found.append({"kind": kind, "shards": shards, "whole": whole, "same": same})
+            print(found[-1], flush=True)
+        shutil.rmtree(killed, ignore_errors=True)
     return {
-        "kills": done,
-        "shards_at_each_kill": shards,
-        "byte_identical": list(files(killed)) == list(files(whole)),
+        "date": today(),
+        "kills": len(found),
+        "killed": found,
+        "byte_identical": all(one["same"] for one in found),
     }
 
 

@@ -38,7 +38,7 @@ def max_lead() -> int:
 
 
 class Window:
-    """The metrics of the steps since the last flush, still on the devices.
+    """The metrics of the steps since the last `close`, still on the devices.
 
     Args:
       num_readers: How many processes, or groups of them, read rows of their own.
@@ -48,6 +48,7 @@ class Window:
     def __init__(self, num_readers: int = 1, lead: int | None = None):
         self._num_readers = num_readers
         self._pending: list[tuple[int, Metrics, np.ndarray]] = []
+        self._closed: tuple[list[Any], tuple[int, int], Any] | None = None
         self._examples, self._tokens = 0, 0
         self._since = time.perf_counter()
         self._max_lead = max_lead() if lead is None else min(max_lead(), lead)
@@ -69,21 +70,32 @@ class Window:
         if len(self._pending) > self._max_lead:
             jax.block_until_ready(self._pending[-1 - self._max_lead][1])
 
-    def flush(self, params: Any = None) -> Record:
-        """Fetch, check and average the window; empty if there was no step.
+    def close(self, params: Any = None) -> None:
+        """End the window here: `read` tells what is in it. Nothing is waited for.
 
         Args:
           params: What its last step has made, which no loss has seen yet.
+        """
+        if self._pending:
+            counted = self._examples, self._tokens
+            self._closed = self._pending, counted, _all_finite(params)
+            self._pending, self._examples, self._tokens = [], 0, 0
+
+    def read(self) -> Record:
+        """Fetch, check and average the window that was closed; empty if none was.
+
+        To be called when a further step was sent, so that the devices have something
+        to do meanwhile.
 
         Raises:
           NonFiniteError: a loss or a gradient is nan or inf; names the first such step.
             Or else the parameters are, after the last one.
         """
-        if not self._pending:
+        if self._closed is None:
             return {}
-        steps, metrics, indices = zip(*self._pending, strict=True)
-        fetched, finite = jax.device_get((list(metrics), _all_finite(params)))
-        self._pending = []
+        (pending, counted, finite), self._closed = self._closed, None
+        steps, metrics, indices = zip(*pending, strict=True)
+        fetched, finite = jax.device_get((list(metrics), finite))
         for step, found, index in zip(steps, fetched, indices, strict=True):
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(found[name].sum):
@@ -92,10 +104,11 @@ class Window:
             raise NonFiniteError("params", "nan or inf", steps[-1], indices[-1])
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        rates = {"examples_per_second": self._examples / seconds}
-        if self._tokens:
-            rates["tokens_per_second"] = self._tokens / seconds
-        self._since, self._examples, self._tokens = now, 0, 0
+        self._since = now
+        examples, tokens = counted
+        rates = {"examples_per_second": examples / seconds}
+        if tokens:
+            rates["tokens_per_second"] = tokens / seconds
         arrays = np.stack([m.array for m in fetched])
         sums, counts = arrays.sum(axis=0, dtype=np.float64)
         means = (sums / np.maximum(counts, 1e-30)).tolist()

@@ -64,6 +64,8 @@ def mesh_from_string(
       {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else devices
+    # of several slices one after the other: `data`, the outer axis, is what spans them
+    devices = sorted(devices, key=lambda d: getattr(d, "slice_index", None) or 0)
     sizes = {}
     for part in mesh.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(-1|[1-9]\d*)\s*", part)

@@ -108,17 +108,20 @@ def train(
                     batch, index = run.read(batches, step)
                     with trace(step, state):
                         state, metrics = update(state, batch)
+                    log("train", window.read())  # of steps before this one
                     window.add(step, metrics, index, tokens_of(batch))
                     advance(step)
                     last = step == config.steps
                     leaving = stop.reached() or last
                     validates = step % config.eval_every_steps == 0 or last
                     if step % config.log_every_steps == 0 or validates:
-                        # what is validated and what is saved is known to be finite
-                        log("train", window.flush((state.params, state.ema)))
+                        window.close((state.params, state.ema))
+                    if validates:  # what is validated and saved is known to be finite
+                        log("train", window.read())
                     numbers = run.validate(log, step, state) if validates else None
                     if run.saves(step, numbers) or leaving:
-                        log("train", window.flush((state.params, state.ema)))
+                        window.close((state.params, state.ema))
+                        log("train", window.read())
                         run.save(step, state, batches.get_state(), numbers, leaving)
                     if leaving and not last:
                         return {"stopped_at": step}

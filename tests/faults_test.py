@@ -107,6 +107,9 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
     events = read_events(parts / "events.jsonl")
     starts = [e for e in events if e["event"] == "start"]
     assert 16 < len(starts) <= 21  # those that were not killed before it
+    begun = [e["step"] for e in starts]
+    assert begun == sorted(begun)  # no restart lost what one before it had
+    assert len(set(begun)) > 3
     goodput = [r["throughput"]["goodput"] for r in results]
     assert 0 < goodput[1] < goodput[0] < 1
     assert not list((parts / "checkpoints").glob("*tmp*"))

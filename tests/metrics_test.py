@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,19 +52,37 @@ def test_what_a_step_returns_is_read_by_name():
 INDEX = np.arange(4)
 
 
+def ended(window: Window, params: Any = None) -> dict[str, Any]:
+    window.close(params)
+    return window.read()
+
+
+def test_a_window_is_read_when_the_next_has_begun():
+    window = Window()
+    assert window.read() == {}
+    window.add(1, metrics(2.0), INDEX)
+    window.close()
+    window.add(2, metrics(8.0), INDEX)
+    first = window.read()
+    assert (first["step"], first["loss"]) == (1, 2.0)
+    assert window.read() == {}
+    second = ended(window)
+    assert (second["step"], second["loss"]) == (2, 8.0)
+
+
 def test_a_window_divides_once():
     """3 right of 4 and 0 right of 1 are 3 of 5, and not the mean of .75 and 0."""
     window = Window()
     window.add(1, metrics(2.0, accuracy=(3, 4)), INDEX)
     window.add(2, metrics(4.0, accuracy=(0, 1)), INDEX)
-    record = window.flush()
+    record = ended(window)
     assert record["step"] == 2
     assert record["loss"] == 3.0
     assert record["accuracy"] == pytest.approx(0.6)
     assert record["examples_per_second"] > 0
-    assert window.flush() == {}
+    assert ended(window) == {}
     window.add(3, metrics(1.0, accuracy=(0, 0)), INDEX)
-    assert window.flush()["accuracy"] == 0.0  # nothing counted
+    assert ended(window)["accuracy"] == 0.0  # nothing counted
 
 
 def test_the_rate_counts_the_rows_of_all_who_read(monkeypatch):
@@ -74,7 +93,7 @@ def test_the_rate_counts_the_rows_of_all_who_read(monkeypatch):
         window = Window(num_readers)
         for step in (1, 2):
             window.add(step, metrics(1.0), INDEX)
-        rate = window.flush()["examples_per_second"]
+        rate = ended(window)["examples_per_second"]
         assert rate == num_readers * 2 * len(INDEX) / 4
 
 
@@ -84,7 +103,7 @@ def test_the_first_step_that_is_not_finite_is_named(value):
     for step, loss in enumerate([1.0, value, value], start=5):
         window.add(step, metrics(loss), INDEX + step)
     with pytest.raises(NonFiniteError, match=f"loss must be finite, got {value}") as e:
-        window.flush()
+        ended(window)
     assert e.value.step == 6
     assert e.value.index.tolist() == [6, 7, 8, 9]
 
@@ -93,7 +112,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_too():
     window = Window()
     window.add(1, metrics(1.0, grad_norm=(jnp.nan, 1.0)), INDEX)
     with pytest.raises(NonFiniteError, match="grad_norm"):
-        window.flush()
+        ended(window)
 
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
@@ -104,11 +123,11 @@ def test_parameters_that_are_not_finite_are_an_error_too(value):
         window.add(step, metrics(1.0), INDEX + step)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2).at[1].set(value)}
     with pytest.raises(NonFiniteError, match="params must be finite") as error:
-        window.flush((params, None))
+        ended(window, (params, None))
     assert error.value.step == 2
     assert error.value.index.tolist() == [2, 3, 4, 5]
     window.add(3, metrics(1.0), INDEX)
-    assert window.flush(({"kernel": jnp.ones((2, 2))}, None))["step"] == 3
+    assert ended(window, ({"kernel": jnp.ones((2, 2))}, None))["step"] == 3
 
 
 def test_lines_beyond_the_checkpoint_are_dropped_on_resumption(tmp_path):

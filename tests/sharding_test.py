@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -109,3 +111,18 @@ def test_a_rule_must_fit_the_array():
         tree_shardings({"k": odd}, mesh, [Rule("k", ("fsdp", None))])
     with pytest.raises(ValueError, match="divide each axis"):
         tree_shardings({"k": KERNEL}, mesh, [Rule("k", ("model", None))])
+
+
+def test_slices_lie_one_after_the_other_along_data():
+    """Whatever order their devices come in: only `data` may be sent between slices."""
+
+    @dataclass(frozen=True)
+    class Chip:
+        id: int
+        slice_index: int
+        platform: str = "tpu"
+        process_index: int = 0
+
+    devices = [Chip(4, 1), Chip(0, 0), Chip(5, 1), Chip(1, 0)]
+    mesh = mesh_from_string("data=2,tensor=2", devices)
+    assert [[d.id for d in row] for row in mesh.devices[:, 0]] == [[0, 1], [4, 5]]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import signal
@@ -16,7 +18,7 @@ from flax import nnx
 from distilljax import data, models, objectives, optimizers, students
 from distilljax.checkpoints import Checkpoints
 from distilljax.config import Config, load_experiment
-from distilljax.metrics import NonFiniteError
+from distilljax.metrics import NonFiniteError, Window
 from distilljax.programs import Programs, Training
 from distilljax.sharding import Rule, mesh_from_string
 from distilljax.together import StopSignal
@@ -95,6 +97,42 @@ def test_a_run_leaves_what_it_says(tmp_path, tiny, programs):
     selected = results["selected"]
     assert selected["metric"] == "validation/accuracy"
     assert selected["value"] == max(validated.values()) == validated[selected["step"]]
+
+
+def test_metrics_are_fetched_when_the_next_step_is_on_its_way(
+    tmp_path, tiny, monkeypatch
+):
+    """Or the devices would wait for the host; what is saved is known to be finite."""
+    seen: list[tuple[str, int]] = []
+    made = Training.update.func
+
+    def update(self):
+        inner, count = made(self), itertools.count(1)
+
+        def counted(state, batch):
+            seen.append(("sent", next(count)))
+            return inner(state, batch)
+
+        return counted
+
+    def read(self, real=Window.read):
+        if self._closed is not None:
+            seen.append(("read", self._closed[0][-1][0]))
+        return real(self)
+
+    monkeypatch.setattr(Training, "update", functools.cached_property(update))
+    Training.update.__set_name__(Training, "update")
+    monkeypatch.setattr(Window, "read", read)
+    monkeypatch.setattr("distilljax.metrics.max_lead", lambda: 8)
+    config = replace(tiny, log_every_steps=3, checkpoint_every_steps=12)
+    train(config, tmp_path)
+    waited = {10, 12, 20}  # validated, saved, the last
+    told = [step for what, step in seen if what == "read"]
+    assert told == [3, 6, 9, 10, 12, 15, 18, 20]
+    for at, (what, step) in enumerate(seen):
+        if what == "read":
+            assert (("sent", step + 1) in seen[:at]) == (step not in waited), step
+            assert ("sent", step + 2) not in seen[:at]
 
 
 def test_a_run_may_leave_out_what_no_loss_needs_and_change_its_mind(tmp_path, tiny):

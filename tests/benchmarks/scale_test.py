@@ -83,6 +83,19 @@ def test_more_groups_of_chips_cost_no_memory_and_the_loss_sends_no_more():
     for step in steps:
         assert step["memory"]["allocated"] == pytest.approx(first, rel=0.02)
         assert step["loss_bytes"] == steps[0]["loss_bytes"] > 0
+    # over n groups, as any sum: 2 (n - 1) / n times what is summed
+    more = [s["sent_by_part"]["loss"] - s["loss_bytes"] for s in steps]
+    groups = [s["mesh"].get("data", 1) for s in steps]
+    summed = {m / (2 * (n - 1) / n) for m, n in zip(more, groups, strict=True) if n > 1}
+    assert max(summed) == pytest.approx(min(summed), rel=0.01)
+    assert more[groups.index(1)] == pytest.approx(0, abs=1e6)
+
+
+def test_of_every_recipe_some_context_is_no_width():
+    """Where it is one, squares of it cannot be told from kernels: not looked at."""
+    names = [n for n, case in FUSED.items() if case["facts"]["time_time"] == []]
+    looked = {name.split(",")[0] for name in names}
+    assert {case.name.split(",")[0] for case in scale.CASES} <= looked
 
 
 def test_the_page_has_these_numbers():

@@ -46,6 +46,20 @@ def test_the_teacher_is_worth_something_on_the_same_budget(found):
                 assert ours < theirs, (kind, seed, number)
 
 
+def test_seeds_join_those_of_the_same_teacher(found):
+    """A seed that was run again takes the place of the old one; others stay."""
+    arm = found["arms"]["scratch_cached"]["seeds"]["0"]
+    new = {"arms": {"scratch_cached": {"seeds": {0: arm | {"steps": 9}, 7: arm}}}}
+    same = new | {"teacher_fingerprint": found["teacher_fingerprint"]}
+    arms = smollm2_austen.joined(found, same)
+    assert list(arms) == list(found["arms"])
+    assert {0, 7} <= set(arms["scratch_cached"]["seeds"])
+    assert arms["scratch_cached"]["seeds"][0]["steps"] == 9
+    assert arms["kept_cached"]["seeds"][0]["date"]
+    other = new | {"teacher_fingerprint": "another"}
+    assert smollm2_austen.joined(found, other) == new["arms"]
+
+
 def test_runs_are_needed(tmp_path):
     with pytest.raises(SystemExit, match="must hold finished runs"):
         smollm2_austen.collect(tmp_path)

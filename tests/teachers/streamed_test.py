@@ -363,9 +363,27 @@ def slow(state, batch):
     return Outputs(waited(2 * batch["inputs"] * state))
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_host_that_is_ahead_waits_for_the_teacher(here, there, monkeypatch, depth):
+    """Each batch that is given out is one whose outputs were waited for, and no more
+    than `depth` others have been asked for by then."""
+    waited_for, real = [], jax.block_until_ready
+
+    def wait(x):
+        waited_for.append([id(leaf) for leaf in jax.tree.leaves(x)])
+        return real(x)
+
+    monkeypatch.setattr(jax, "block_until_ready", wait)
+    source = Batches(10, here)
+    stream = made(here, there, depth=depth)(source)
+    for number, (batch, _) in enumerate(stream, start=1):
+        assert waited_for[-1] == [id(x) for x in jax.tree.leaves(batch["teacher"])]
+        assert source.at == min(number + depth, 10)
+
+
 @pytest.mark.parametrize("slower", ["teacher", "student"])
 def test_memory_does_not_grow_over_1000_steps(slower):
-    """Whoever is slower, the other one waits."""
+    """Of what is alive: no batch is kept that was given out."""
     there = mesh_from_string("data=1", jax.devices()[7:])
     here = mesh_from_string("data=1", jax.devices()[:1])
 
