@@ -45,8 +45,9 @@ def search(
       say: Gets a line for each.
 
     Returns:
-      A row for each, what fits and is fastest by its roofline first: `changes`, `fits`,
-      `peak`, `seconds`, `bound_by`, and `error` if it could not be planned.
+      A row for each, what fits and is fastest first, in the middle between the bounds
+      of its roofline: `changes`, `fits`, `peak`, `seconds` (the bounds), `bound_by`,
+      and `error` if it could not be planned.
     """
     rows = [_row({}, found)]
     for changes in list(candidates(config, found))[: max(0, limit - 1)]:
