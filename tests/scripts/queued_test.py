@@ -644,6 +644,8 @@ def test_an_interrupt_stops_the_calls_for_all_slices(cloud):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # where the tests run in the background, it is ignored, and no shell traps that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 50
     while runs(cloud) < 2 and time.monotonic() < deadline:
