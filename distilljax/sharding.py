@@ -141,7 +141,10 @@ def _by_rule(rule: Rule, path: str, x: Any, mesh: Mesh) -> PartitionSpec:
             rule.axes,
             "Use None for an axis that stays whole.",
         )
-    for size, axis in zip(x.shape, rule.axes, strict=True):
+    # an axis of one stays whole: of a quantised kernel, the scales for a whole row
+    pairs = zip(x.shape, rule.axes, strict=True)
+    axes = [axis if size != 1 else None for size, axis in pairs]
+    for size, axis in zip(x.shape, axes, strict=True):
         if axis is not None and (axis not in mesh.shape or size % mesh.shape[axis]):
             fail(
                 "tree_shardings",
@@ -151,7 +154,7 @@ def _by_rule(rule: Rule, path: str, x: Any, mesh: Mesh) -> PartitionSpec:
                 rule.axes,
                 "Change the rule, the mesh or the width of the model.",
             )
-    return PartitionSpec(*rule.axes)
+    return PartitionSpec(*axes)
 
 
 def _by_size(x: Any, mesh: Mesh, min_size: int) -> PartitionSpec:

@@ -111,6 +111,9 @@ def test_a_rule_must_fit_the_array():
         tree_shardings({"k": odd}, mesh, [Rule("k", ("fsdp", None))])
     with pytest.raises(ValueError, match="divide each axis"):
         tree_shardings({"k": KERNEL}, mesh, [Rule("k", ("model", None))])
+    scales = jax.ShapeDtypeStruct((1, 32), jnp.float32)
+    found = tree_shardings({"k": scales}, mesh, [Rule("k", ("fsdp", "tensor"))])
+    assert found["k"].spec == PartitionSpec(None, "tensor")
 
 
 def test_slices_lie_one_after_the_other_along_data():
