@@ -34,3 +34,7 @@ def test_training_does_not_wait_and_a_killed_writer_loses_nothing():
     assert found["waiting"]["share"] < 0.02
     assert found["kills"]["kills"] == 20
     assert found["kills"]["byte_identical"] is True
+    killed = found["kills"]["killed"]
+    assert [one["same"] for one in killed] == [True] * 20  # each was compared
+    assert {one["kind"] for one in killed} == {"sampled_50", "hidden"}
+    assert len({one["shards"] for one in killed}) > 5
