@@ -84,16 +84,16 @@ class Checkpoints:
         )
         policies = [keep.LatestN(self._keep_last), *([best] if self._select else [])]
         context = ocp.Context()
-        # floats hardly become smaller, for CPU time that is not the run's to spend
-        context.array.saving.use_compression = False
+        context.array.saving.use_compression = False  # of floats it takes time alone
+        # of a folder that a thread could not make, others would hear after 20 minutes
+        context.async_options.create_directories_asynchronously = False
         return ocp.training.Checkpointer(
             str(self._directory),
             context=context,
             # the loop decides when: after the losses are known to be finite
             save_decision_policy=decide.FixedIntervalPolicy(1),
             preservation_policy=keep.AnyPreservationPolicy(policies),
-            # what a killed run left half-written
-            cleanup_tmp_directories=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,  # of killed runs
         )
 
     def _rank(self, numbers: Numbers) -> Any:
