@@ -136,12 +136,23 @@ def test_metrics_are_fetched_when_the_next_step_is_on_its_way(
 
 
 def test_a_run_may_leave_out_what_no_loss_needs_and_change_its_mind(tmp_path, tiny):
-    """What is computed is the same; a run may be taken up with or without."""
+    """A run may be taken up with or without; both are the same up to rounding.
+
+    They are two programs: where another sum needs an array too, XLA may fuse, and so
+    order, the loss's own sum in another way (some versions do).
+    """
     for name, first in (("with", True), ("without", False)):
         config = replace(tiny, diagnostics=first)
         train(replace(config, steps=10), tmp_path / name)
         train(replace(config, diagnostics=not first), tmp_path / name)
-    assert_same_run(tmp_path / "with", tmp_path / "without", 20)
+    left, right = (saved_arrays(tmp_path / name, 20) for name in ("with", "without"))
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_allclose(
+            left[path], right[path], rtol=1e-5, atol=1e-6, err_msg=path
+        )
+    expected = pytest.approx(losses(tmp_path / "without"), rel=1e-5)
+    assert losses(tmp_path / "with") == expected
     logged = {r["step"]: "accuracy" in r for r in records(tmp_path / "without")}
     assert logged == {step: step > 10 for step in range(1, 21)}
 
