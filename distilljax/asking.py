@@ -219,7 +219,7 @@ class Asked:
             return None
         layout = {
             name: (a["dtype"], tuple(a["shape"]))
-            for name, a in self.kept.arrays.items()
+            for name, a in sorted(self.kept.arrays.items())
         }
         return self.kind.coding(self.kept.num_classes, layout, 1)
 

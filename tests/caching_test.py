@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from distilljax.losses import SampledLogits, SparseLogits
 from distilljax.teachers import CachedTeacher, Dense, Hidden, Sampled, TopK
 from distilljax.train import train
 from distilljax.verifying import verify
+from tests import disks
 from tests.processes import environment
 from tests.saved import records
 from tests.teachers.tiny import (
@@ -36,11 +37,13 @@ from tests.teachers.tiny import (
     MLP,
     OTHERS,
     Seeded,
+    Telling,
     digits,
     files,
     image_config,
     mixture,
     rows,
+    tell,
     text_config,
 )
 
@@ -200,20 +203,6 @@ def test_every_piece_keeps_its_signal_wherever_it_is(tmp_path, readers):
             assert not logits[~mask].any()
             seen += len(batch["index"])
     assert seen == 12 * 8
-
-
-@dataclass(frozen=True)
-class Telling:
-    """A teacher without parameters of interest."""
-
-    def __call__(self, mesh: Any = None, rules: Any = ()) -> Any:
-        return Seeded(MLP)()
-
-
-def tell(model: Any, batch: Any) -> Any:
-    del model
-    found = jnp.stack([batch["tokens"], batch["positions"]], axis=-1)
-    return Outputs(found.astype(jnp.float32))
 
 
 def test_a_cover_has_every_unit_once():
@@ -441,18 +430,8 @@ def test_somebodys_files_are_not_written_among(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 400 kB; `remount(options)` changes it."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mount)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-
-    def remount(options: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{options}", str(mount)], check=True)
-
-    yield mount, remount
-    subprocess.run(["umount", str(mount)], check=True)
+    with disks.small_disk(tmp_path / "small", "400k") as found:
+        yield found
 
 
 def test_a_full_disk_leaves_no_store_and_room_lets_it_go_on(tmp_path, small_disk):

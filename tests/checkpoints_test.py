@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import types
 from pathlib import Path
 
@@ -652,18 +651,8 @@ def test_of_several_processes_a_fault_ends_the_run_at_once(tmp_path, monkeypatch
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB; `remount(options)` changes it."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-
-    def remount(options: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{options}", str(mount)], check=True)
-
-    yield mount, remount
-    subprocess.run(["umount", str(mount)], check=True)
+    with disks.small_disk(tmp_path / "small", "1m") as found:
+        yield found
 
 
 def test_a_full_disk_ends_with_what_to_do_and_with_a_good_checkpoint(small_disk):

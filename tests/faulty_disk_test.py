@@ -17,6 +17,7 @@ import pytest
 
 from distilljax.metrics import TensorBoardWriter, write_atomically
 from distilljax.patience import append_line, patiently
+from tests.disks import faulty_library
 from tests.processes import environment
 from tests.saved import losses, saved_arrays, saved_steps
 
@@ -27,14 +28,7 @@ WORDS += ["--log-every-steps=1", "--checkpoint-every-steps=5", "--eval-every-ste
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("it takes a C compiler")
-    path = tmp_path_factory.mktemp("faulty") / "faulty.so"
-    source = str(ROOT / "tests/faulty.c")
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-O1", "-o", str(path), source, "-ldl"], check=True
-    )
-    return path
+    return faulty_library(tmp_path_factory.mktemp("faulty"))
 
 
 def run(

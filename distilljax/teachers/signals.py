@@ -127,7 +127,7 @@ class TopK:
         return top(logits)
 
     def coding(self, num_classes: int, layout: Layout, width: int) -> Coding:
-        """Elias-Fano ids, and coded values; see docs/teacher.md."""
+        """Elias-Fano ids, and coded values; see docs/store_format.md."""
         del layout, width
         return _TopK(TopKCoding(num_classes, self.k, self.temperatures, self.values))
 
@@ -195,7 +195,7 @@ class Sampled:
         return {"ids": draw(logits, points)}
 
     def coding(self, num_classes: int, layout: Layout, width: int) -> Coding:
-        """Distinct ids by Elias-Fano, how often each in unary; see docs/teacher.md."""
+        """Distinct ids by Elias-Fano, counts in unary; see docs/store_format.md."""
         del layout
         return _Sampled(SampledCoding(num_classes, self.num_samples), width)
 

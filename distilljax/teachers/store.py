@@ -4,7 +4,7 @@
     head.bin                     the kernel of the teacher's head, for hidden states
     shard-00000.array_record     rows; the first record says which units they have
 
-`caching.cache` writes it; docs/teacher.md has the format in full.
+`caching.cache` writes it; docs/store_format.md has the format in full.
 """
 
 from __future__ import annotations
@@ -319,7 +319,8 @@ class SignalStore:
 
 
 def _layout(arrays: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: (a["dtype"], tuple(a["shape"])) for name, a in arrays.items()}
+    """In the order of names, whatever that of the manifest is."""
+    return {n: (a["dtype"], tuple(a["shape"])) for n, a in sorted(arrays.items())}
 
 
 __all__ = ["SignalStore", "digest_of", "read_manifest", "sha256_of"]

@@ -1,12 +1,9 @@
-"""`distilljax cache`, as it is typed; and in two processes."""
+"""`distilljax cache`, as it is typed."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,6 @@ import pytest
 
 from distilljax.cli import main
 from distilljax.teachers import SignalStore
-from tests.processes import environment
 from tests.saved import records
 
 CONFIG = Path(__file__).with_name("cached.py")
@@ -121,54 +117,3 @@ def test_help_says_which_kind_is_for_what(capsys):
     with pytest.raises(SystemExit):
         main(["cache", "--help"])
     assert "30 bytes per token" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_two_processes_write_what_one_does_and_either_is_read_by_both(tmp_path):
-    """Sampled, so that another rounding would be another byte."""
-    words = ["--kind", "hidden", "--shard-rows", "4", "--eval-batch-size=8"]
-    for count in (2, 1):
-        out = str(tmp_path / f"by{count}")
-        run(count, ["cache", str(CONFIG), "--out", out, *words])
-    one, two = (SignalStore(tmp_path / f"by{count}") for count in (1, 2))
-    keys = np.arange(one.manifest["counts"]["units"])
-    (a, _), (b, _) = (s.decode(s.units(keys)) for s in (one, two))
-    np.testing.assert_allclose(a["hidden"], b["hidden"], rtol=1e-5, atol=1e-6)
-    assert len(two.manifest["shards"]) == len(one.manifest["shards"]) > 2
-    losses = []
-    for count, store in ((1, "by2"), (2, "by1")):
-        workdir = tmp_path / f"run{count}"
-        words = ["--workdir", str(workdir), "--arms", "cached"]
-        run(count, ["train", str(CONFIG), *words,
-                    f"--teacher.store={tmp_path / store}"])  # fmt: skip
-        found = records(workdir / "cached" / "seed_0")
-        losses.append([r["loss"] for r in found if r["split"] == "train"])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-
-
-def run(count: int, words: list[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for i in range(count):
-        command = [sys.executable, "-m", "distilljax", *words]
-        if count > 1:
-            command += ["--multihost", "--coordinator", f"127.0.0.1:{port}"]
-            command += ["--num-processes", str(count), "--process-id", str(i)]
-        running.append(
-            subprocess.Popen(
-                command,
-                env=environment(num_devices=8 // count),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        for process in running:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output
-    finally:
-        for process in running:
-            process.kill()

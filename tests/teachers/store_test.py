@@ -52,7 +52,12 @@ def test_a_store_of_version_1_is_read(name):
     units = store.units(np.arange(store.manifest["counts"]["units"]))
     arrays, features = store.decode(units)
     for key, array in (arrays | {k: v[k] for k, v in features.items()}).items():
-        np.testing.assert_array_equal(array, known[key.replace("/", "_")])
+        want = known[key.replace("/", "_")]
+        if key in ("log_probs", "log_tail"):  # divided by a sum of exponentials, which
+            # NumPy computes by the instructions that a CPU has
+            np.testing.assert_allclose(array, want, rtol=2**-22, atol=2**-20)
+        else:
+            np.testing.assert_array_equal(array, want)
     if name == "hidden":
         np.testing.assert_array_equal(store.head["kernel"], known["kernel"])
 
