@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from distilljax.caching import cache
 from distilljax.data import Loader, RandomShift, Slice
 from distilljax.data.units import Cover, num_units, units_of
 from distilljax.losses import SampledLogits, SparseLogits
+from distilljax.sharding import mesh_from_string
 from distilljax.teachers import CachedTeacher, Dense, Hidden, Sampled, TopK
 from distilljax.train import train
 from distilljax.verifying import verify
@@ -360,6 +362,45 @@ def nan_at_13(model: Any, batch: Any) -> Any:
     rows = jnp.arange(len(batch["inputs"])) == 13
     logits = model(batch["inputs"].reshape(len(rows), -1))
     return jnp.where(rows[:, None], jnp.nan, logits)
+
+
+ANSWERS = {"left": 0}
+
+
+def answered(x: np.ndarray) -> np.ndarray:
+    if ANSWERS["left"] == 0:
+        raise RuntimeError("the teacher's device is gone")
+    ANSWERS["left"] -= 1
+    return x
+
+
+def failing(model: Any, batch: Any) -> Any:
+    """A teacher that fails when it was asked so often."""
+    outputs = tell(model, batch)
+    logits = outputs.logits
+    return Outputs(jax.pure_callback(answered, logits, logits))
+
+
+def test_what_was_written_before_a_teacher_failed_is_kept(tmp_path, monkeypatch):
+    one = mesh_from_string("data=1", jax.devices()[:1])
+    monkeypatch.setattr(caching, "mesh_from_string", lambda text: one)
+    config = text_config(teacher=Telling(), teacher_forward=failing)
+    ANSWERS["left"] = 10**6
+    cache(config, tmp_path / "whole", logits=Dense(), shard_rows=8)
+    ANSWERS["left"] = 2
+    out = tmp_path / "store"
+    errors = (jax.errors.JaxRuntimeError, ValueError)  # JAX's, of either type
+    with pytest.raises(errors, match="the teacher's device is gone"):
+        cache(config, out, logits=Dense(), shard_rows=8)
+    assert not (out / "manifest.json").exists()
+    assert not list(out.glob(".*.incomplete-*"))
+    there = {path.name: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
+    assert there
+    ANSWERS["left"] = 10**6
+    cache(config, out, logits=Dense(), shard_rows=8)
+    assert files(out) == files(tmp_path / "whole")
+    for name, written in there.items():
+        assert (out / name).stat().st_mtime_ns == written
 
 
 # --- stopped, damaged, full -----------------------------------------------------------

@@ -394,11 +394,11 @@ def test_cross_entropy_takes_a_head():
 # --- Memory --------------------------------------------------------------------------
 
 
-def temp_bytes(tokens, classes=128256, width=512, teacher_width=1024):
+def temp_bytes(tokens, classes=128256, width=512, teacher_width=1024, sparse=None):
     """Of value and gradient, compiled for abstract arrays: nothing is executed."""
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     student = LinearHead(shape((tokens, width)), shape((width, classes)))
-    teacher = LinearHead(
+    teacher = sparse or LinearHead(
         shape((tokens, teacher_width)), shape((teacher_width, classes))
     )
 
@@ -408,6 +408,26 @@ def temp_bytes(tokens, classes=128256, width=512, teacher_width=1024):
 
     compiled = jax.jit(jax.value_and_grad(loss)).lower(student, teacher).compile()
     return compiled.memory_analysis().temp_size_in_bytes
+
+
+def sparse_teacher(kind, tokens, k):
+    ids = jax.ShapeDtypeStruct((tokens, k), jnp.int32)
+    values = jax.ShapeDtypeStruct((tokens, k), jnp.float32)
+    if kind == "sampled":
+        return losses.SampledLogits(ids, values)
+    tail = jax.ShapeDtypeStruct((tokens, 1), jnp.float32)
+    return losses.SparseLogits(ids, values, tail, temperatures=(1.0,))
+
+
+@pytest.mark.parametrize(("kind", "k"), [("sampled", 50), ("top_k", 128)])
+def test_sparse_targets_never_make_a_dense_teacher(kind, k):
+    """Of a whole step's positions, as with a head: no [tokens, classes], and flat."""
+    small, large = (
+        temp_bytes(tokens, sparse=sparse_teacher(kind, tokens, k))
+        for tokens in (8192, 16384)
+    )
+    assert small <= 0.15 * 4 * 8192 * 128256
+    assert large <= 1.05 * small
 
 
 def test_memory_is_flat_as_positions_grow():

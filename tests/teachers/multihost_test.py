@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.multihost_test import Processes, assert_close, run
+from tests.processes import environment
 from tests.saved import losses
 
 pytestmark = pytest.mark.slow
@@ -43,3 +47,41 @@ def test_a_teacher_of_one_process_alone_is_refused_with_the_alternative(tmp_path
     assert not (tmp_path / "new/config.json").exists()
     words = [*WORDS, "--teacher.in-step", "True", "--teacher.mesh", "tensor=8"]
     run(2, tmp_path / "in_step", *words, config=PLACING)
+
+
+SENDING = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+of = {d.process_index: d for d in jax.devices()}
+x = jax.device_put(jax.numpy.arange(3.0), of[jax.process_index()])
+other = of[1 - jax.process_index()]
+try:
+    jax.block_until_ready(jax.device_put(x, other))
+except Exception as error:
+    print("refused", type(error).__name__, str(error)[:200])
+else:
+    print("sent")
+"""
+
+
+def test_the_runtime_does_not_send_from_one_process_to_another(tmp_path):
+    """If this fails, JAX has learnt to: a teacher can have its own processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SENDING, address, str(i)],
+            env=environment(num_devices=1),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=120)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert all("refused" in text for text in told), told
