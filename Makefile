@@ -14,11 +14,11 @@ WORKERS ?= 2
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow notebooks lint format proofs bench bench-peers parity constraints clean
+.PHONY: help demo test test-slow test-others notebooks lint format proofs bench bench-peers parity constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' \
 		$(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.demo-installed  ## Distil handwritten digits, five seeds, and write the report
@@ -33,6 +33,11 @@ test: $(VENV)/.test-installed  ## Run the tests (some 20 minutes on two cores)
 
 test-slow: $(VENV)/.test-installed  ## Run those of whole command lines and several processes (10 more)
 	$(PYTEST) -m slow $(ARGS)
+
+test-others: $(VENV)-trackers/.installed $(VENV)-torch/.installed $(VENV)-tunix/.installed  ## Run those with W&B, trackio, transformers and Tunix
+	JAX_PLATFORMS=cpu $(VENV)-trackers/bin/python -m pytest tests/trackers_real_test.py $(ARGS)
+	JAX_PLATFORMS=cpu $(VENV)-torch/bin/python -m pytest tests/models/pretrained -k transformers_reads $(ARGS)
+	JAX_PLATFORMS=cpu $(VENV)-tunix/bin/python -m pytest tests/other_models_test.py -k tunix $(ARGS)
 
 notebooks: $(VENV)/.test-installed  ## Execute the notebooks
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --nbmake notebooks/*.ipynb
@@ -82,6 +87,22 @@ $(VENV)-bench-%/.installed: $(VENV)/.test-installed
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet $(PACKAGES)
 	@touch $@
 
+# Others that ours work with, in the versions that were tested, each with all of our pins
+# but those that it cannot have: trackio wants an older Pillow, Tunix older safetensors.
+$(VENV)-trackers/.installed: PACKAGES = wandb==0.31.0 trackio==0.43.0 -e ".[train,wandb,trackio]"
+$(VENV)-trackers/.installed: UNPINNED = pillow
+$(VENV)-torch/.installed: PACKAGES = torch==2.13.0 transformers==5.24.0 -e ".[train,llm,text]"
+$(VENV)-torch/.installed: UNPINNED = none
+$(VENV)-tunix/.installed: PACKAGES = google-tunix==0.1.7 equinox -e ".[train,llm,tunix]"
+$(VENV)-tunix/.installed: UNPINNED = safetensors|tokenizers|huggingface_hub|hf-xet
+
+$(VENV)-trackers/.installed $(VENV)-torch/.installed $(VENV)-tunix/.installed: $(VENV)/.test-installed
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	grep -vE '^($(UNPINNED))==' "constraints/$$($(BIN)/python -c $(pins))" > $(@D)/pins.txt
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet \
+		-c $(@D)/pins.txt beartype hypothesis pytest $(PACKAGES)
+	@touch $@
+
 comma := ,
 
 # Debian has venv without ensurepip unless python3-venv is installed; there, the
@@ -127,4 +148,4 @@ define freeze
 endef
 
 clean:  ## Remove the environments and caches (never runs/)
-	rm -rf .venv .venv-3.12 .venv-peers .venv-bench-* build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.12 .venv-peers .venv-bench-* .venv-trackers .venv-torch .venv-tunix build .pytest_cache .ruff_cache

@@ -62,21 +62,25 @@ class TrackerWriter(Writer):
 
     A run that is resumed goes on in the same run there: its id is kept beside its
     checkpoints. What was logged beyond the checkpoint is logged again, with the same
-    values.
+    values. A run of W&B that is offline when it is killed lacks what was in no whole
+    block of 32 KiB yet: `metrics.jsonl` has that.
 
     Args:
       module: `wandb` or `trackio`.
       workdir: Folder of the run.
-      project: Where it is filed, unless the tracker is told otherwise.
+      project: Where it is filed, unless the tracker is told otherwise; what cannot be
+        in a project's name, as the slash of a config's, becomes an underscore.
       config: The config, as JSON.
     """
 
     def __init__(
         self, module: Any, workdir: Path, project: str, config: Mapping[str, Any]
     ):
-        self._module = module
+        self._module, project = module, _plain(project)
         own = _run_id(workdir, module.__name__)
-        common = {"config": dict(config), "resume": "allow"}
+        # trackio keeps names with an underscore to itself: only `_type` is one
+        told = {name: x for name, x in config.items() if not name.startswith("_")}
+        common = {"config": told, "resume": "allow"}
         if module.__name__ == "wandb":
             # of WANDB_PROJECT it hears only if no project is given
             options = {"id": own, "name": workdir.resolve().name, "dir": str(workdir)}
@@ -112,5 +116,15 @@ def _run_id(workdir: Path, tracker: str) -> str:
     path = workdir / f"{tracker}_run.txt"
     if not path.exists():
         new = f"{workdir.resolve().name}-{secrets.token_hex(4)}"
-        write_atomically(path, re.sub(r"[^A-Za-z0-9_.-]", "_", new) + "\n")
+        write_atomically(path, _plain(new) + "\n")
     return patiently(path.read_text).strip()
+
+
+def _plain(name: str) -> str:
+    """A name of characters that both trackers take.
+
+    Example:
+      >>> _plain("digits/teacher")
+      'digits_teacher'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)

@@ -206,8 +206,8 @@ def memory_bar(found):
             left += n
     if limit is not None and limit < 20 * longest:
         ax.axvline(limit / size, color="k", linewidth=1.5)
-    of = "" if limit is None else f", of {gib(limit)}"
-    ax.set_title(f"Memory of a device at the peak{of}: {'fits' if found.fits else 'does not fit'}")
+    of = "" if limit is None else f", of {gib(limit)}: {'fits' if found.fits else 'does not fit'}"
+    ax.set_title(f"Memory of a device at the peak{of}")
     ax.set(xlabel=name, yticks=range(len(shown)))
     ax.set_yticklabels(found.programs)
     fig.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
@@ -283,7 +283,7 @@ else:
 rows = search(config, where, found, limit=search_limit, say=print)
 print("\n".join(ranking(rows)))
 
-fits = [row for row in rows if row["fits"]]
+fits = [row for row in rows if row["fits"] is not False]
 names = ["\n".join(f"{k} {v}" for k, v in row["changes"].items()) or "as it is" for row in fits]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 1.4 + 0.45 * len(fits)), sharey=True)
 name, size = unit(max(row["peak"] for row in fits), BYTES)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +118,64 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
     assert not list(parts.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_process_that_stays_alone_gives_up_in_time(tmp_path, process):
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    """An address that refuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        port = free.getsockname()[1]
+    yield f"127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def mute() -> Iterator[str]:
+    """An address that connects, and never says a word."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def swallowing() -> Iterator[str]:
+    """An address whose packets are dropped, as a firewall drops them.
+
+    The kernel drops who wants to connect where too many wait to be accepted.
+    """
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(0.5)
+            try:
+                waiting.connect(server.getsockname())
+            except TimeoutError:
+                break
+        else:
+            pytest.fail("all of them were connected")
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("process", "there"), [(0, nobody), (1, nobody), (1, mute), (1, swallowing)]
+)
+def test_a_process_that_stays_alone_gives_up_in_time(tmp_path, process, there):
+    with there() as address:
+        done, seconds = started(tmp_path, process, address)
+    assert done.returncode == 1, done.stderr
+    assert 3 < seconds < 60
+    assert f"--coordinator must be reached {'by all 2 ' * (not process)}" in done.stderr
+    assert address in done.stderr
+    assert "within 3 s" in done.stderr
+    assert "--connect-timeout-secs waits longer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def started(tmp_path, process: int, address: str):
+    """One of two processes, and how many seconds it took; it waits for 3."""
     words = ["train", TINY, "--workdir", str(tmp_path / "run"), "--multihost"]
     words += ["--coordinator", address, "--num-processes=2", f"--process-id={process}"]
     begun = time.monotonic()
@@ -132,9 +187,4 @@ def test_a_process_that_stays_alone_gives_up_in_time(tmp_path, process):
         timeout=120,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
-    assert 3 < time.monotonic() - begun < 60
-    assert f"--coordinator must be reached {'by all 2 ' * (not process)}" in done.stderr
-    assert address in done.stderr
-    assert "within 3 s" in done.stderr
-    assert not (tmp_path / "run").exists()
+    return done, time.monotonic() - begun

@@ -1,4 +1,8 @@
-"""Two processes of four devices each, as on two machines: gloo over the loopback."""
+"""Several processes with eight devices together, as on machines: gloo over loopback.
+
+They learn what one process learns, go on where any number of them stopped, and end
+together: when one of them is told to, and when one is lost.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ import pytest
 from distilljax._functional import freeze
 from distilljax.workdir import TrainedRun, fingerprint
 from tests.processes import environment
-from tests.saved import records, saved_arrays, saved_steps
+from tests.saved import losses, records, saved_arrays, saved_steps
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +161,18 @@ def test_one_process_goes_on_where_two_stopped(alone, together, tmp_path):
     assert_close(alone, workdir, 30)
 
 
+def test_four_processes_go_on_where_one_stopped(alone, tmp_path):
+    """Each reads a quarter of the rows that the one would have read next."""
+    run(1, tmp_path, "--steps=20")
+    outputs = run(4, tmp_path, "--steps=30")
+    assert "step 21/30" in outputs[0]
+    assert "step 20/30" not in outputs[0]
+    assert_close(alone, tmp_path, 30)
+    ours, theirs = losses(tmp_path), losses(alone)
+    assert list(ours) == list(theirs) == list(range(1, 31))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def test_two_processes_fall_back_together_and_save_by_one_clock(alone, tmp_path):
     """Process 0 finds the damage, and its clock says when a checkpoint is due."""
     workdir = tmp_path / "run"
@@ -210,15 +226,18 @@ def test_what_an_objective_owns_is_the_same_on_two_processes(tmp_path):
             assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
 
 
-def test_sigterm_to_one_of_two_saves_the_same_step_on_both(tmp_path):
+@pytest.mark.parametrize(("count", "told"), [(2, 1), (4, 2)])
+def test_sigterm_to_one_of_several_saves_the_same_step_on_all(tmp_path, count, told):
+    """Each writes its shards: what is saved is whole, and all of it of one step."""
     words = ["--steps=100000", "--checkpoint-every-steps=100000"]
     words += ["--eval-every-steps=100000"]
-    with Processes(2, tmp_path, *words) as processes:
+    with Processes(count, tmp_path, *words) as processes:
         processes.until(lambda: "step 20/" in processes.outputs[0])
-        processes.running[1].send_signal(signal.SIGTERM)
-        assert processes.codes() == [0, 0], processes.outputs
+        processes.running[told].send_signal(signal.SIGTERM)
+        assert processes.codes() == [0] * count, processes.outputs
         (step,) = saved_steps(tmp_path)
         assert f"stopped and saved at step {step} of 100000" in processes.outputs[0]
+    assert saved_arrays(tmp_path, step)["['step']"] == step
 
 
 @pytest.mark.parametrize("killed", [1, 0])

@@ -45,13 +45,14 @@ def fakes(monkeypatch):
 
 @pytest.mark.parametrize("name", TRACKERS)
 def test_numbers_go_under_their_split_and_step(tmp_path, fakes, name):
-    writer = TrackerWriter(fakes[name], tmp_path, "digits", {"steps": 20})
+    config = {"_type": "distilljax.config:Config", "steps": 20}
+    writer = TrackerWriter(fakes[name], tmp_path, "digits/teacher", config)
     writer.write(RECORD)
     writer.write({"step": 10, "split": "validation", "accuracy": 0.75, "seconds": 2.0})
     writer.close()
     (_, options), *_, first, second, last = fakes[name].calls
-    assert options["project"] == "digits"
-    assert options["config"] == {"steps": 20}
+    assert options["project"] == "digits_teacher"  # no slash in W&B
+    assert options["config"] == {"steps": 20}  # no underscore in trackio
     assert options["resume"] == "allow"
     # what is not finite is no number there
     numbers = {"train/loss": 0.5, "train/seconds": 1.5}

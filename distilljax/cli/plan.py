@@ -25,12 +25,13 @@ and how long a step takes at least. No weights are read; of text, no data.
   distilljax plan configs/digits/teacher.py             # for this machine
 
 Fields of the config are overridden as for `train`. A step that does not fit is an
-answer too, and ends with exit code 3. Times are those of a roofline, not measured.
+answer too, and ends with exit code 3. Of a CPU no limit is known: it is said what the
+step needs, with exit code 0. Times are those of a roofline, not measured.
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Plan one run; 0 if it fits, 3 if it does not."""
+    """Plan one run; 3 if it is known not to fit, else 0."""
     parser = make_parser("plan", DESCRIPTION, workdir=False)
     add = parser.add_argument
     add(
@@ -94,7 +95,7 @@ def _plan(config: Config, args: Namespace) -> int:
             _write(folder, result, found.programs)
     if folder is not None:
         print(f"wrote {folder / 'plan.json'}, plan.html and the compiled programs")
-    return 0 if found.fits else 3
+    return 3 if found.fits is False else 0
 
 
 def _folder(path: str) -> Path:

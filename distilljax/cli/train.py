@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     planned = plan(experiment, overrides, seeds=seeds, arms=arms, parser=parser)
     for note in dict.fromkeys(note for run in planned if (note := _about(run.config))):
         _say(note, error=True)
+    _check_profile(args.profile, max(run.config.steps for run in planned))
     root = Path(args.workdir)
     if not single and (root / "config.json").exists():
         fail(
@@ -87,7 +88,8 @@ def _add_options(parser: ArgumentParser) -> None:
         type=_steps,
         default=False,
         metavar="FIRST:LAST",
-        help="write an XProf trace of these steps, both ends count; alone: of 10. "
+        help="write an XProf trace of these steps, both ends count (what lies beyond "
+        "the last step is left out); alone: of 10. "
         "While it runs, `touch W/PROFILE` or SIGUSR1 asks for 10 more",
     )
     parser.add_argument(
@@ -103,8 +105,8 @@ def _with_values(argv: Sequence[str]) -> list[str]:
     """The words, with a value for a --profile that stands alone."""
     words = list(argv)
     for i, word in enumerate(words):
-        after = words[i + 1] if i + 1 < len(words) else ""
-        if word == "--profile" and not re.fullmatch(r"\d+:\d+", after):
+        after = words[i + 1] if i + 1 < len(words) else "-"
+        if word == "--profile" and (after.startswith("-") or after.endswith(".py")):
             words[i] = "--profile=some"
     return words
 
@@ -114,8 +116,23 @@ def _steps(text: str) -> Steps:
         return True
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise ArgumentTypeError(f"must be FIRST:LAST, such as 100:110, got {text!r}")
+        raise ArgumentTypeError(
+            f"must be FIRST:LAST, such as 100:110, of steps that are counted from 1, "
+            f"got {text!r}"
+        )
     return int(match[1]), int(match[2])
+
+
+def _check_profile(steps: Steps, last: int) -> None:
+    """Some step that is to be traced is one of a run; earlier ones may be done."""
+    if isinstance(steps, tuple) and steps[0] > last:
+        fail(
+            "train",
+            "--profile",
+            f"begin with a step of the run, which has {last}",
+            f"{steps[0]}:{steps[1]}",
+            "Choose earlier steps; without FIRST:LAST, ten of them are traced.",
+        )
 
 
 def _about(config: Config) -> str | None:

@@ -28,6 +28,12 @@ i.key{display:inline-block;width:.9em;height:.9em;margin-right:.5em}
 @media (prefers-color-scheme:dark){body{background:#181818;color:#ddd}
 .bar{background:#333}tr{border-color:#444}.no{color:#ff6b81}.yes{color:#5fd38d}}
 """
+# A class of the style and words, by `fits`.
+_VERDICTS = {
+    True: ("yes", "fits"),
+    False: ("no", "does not fit"),
+    None: ("", "whether it fits is not known"),
+}
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -83,9 +89,8 @@ def page(result: Mapping[str, Any]) -> str:
 def _program(name: str, program: Mapping[str, Any]) -> list[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in program["mesh"].items())
     memory, limit = program["memory"], program["limit"]
-    kind = "yes" if program["fits"] else "no"
+    kind, verdict = _VERDICTS[program["fits"]]
     used = program["needs"] if memory is None else memory["allocated"]
-    verdict = "fits" if program["fits"] else "does not fit"
     of = f" of {gib(limit)}" if limit is not None else ""
     owners = program["owners"] if memory is None else memory["owners"]
     out = [
@@ -155,8 +160,8 @@ def _search(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             (
                 escape(what),
                 gib(row["peak"]),
-                "does not fit" if not row["fits"] else _or_dash(times[0]),
-                _or_dash(times[1]) if row["fits"] else "",
+                "does not fit" if row["fits"] is False else _or_dash(times[0]),
+                "" if row["fits"] is False else _or_dash(times[1]),
                 row["bound_by"] or "",
             )
         )

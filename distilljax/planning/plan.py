@@ -60,11 +60,11 @@ class ProgramPlan:
     """The compiled program, as XLA writes it."""
 
     @property
-    def fits(self) -> bool:
-        """Whether it fits."""
+    def fits(self) -> bool | None:
+        """Whether it fits; None if the memory of a device is not known."""
         if self.memory is None:
             return False
-        return self.limit is None or self.memory.allocated <= self.limit
+        return None if self.limit is None else self.memory.allocated <= self.limit
 
     @property
     def headroom(self) -> int | None:
@@ -103,9 +103,12 @@ class Plan:
     """"step"; of a teacher with a program of its own also "teacher"."""
 
     @property
-    def fits(self) -> bool:
-        """Whether all programs fit."""
-        return all(program.fits for program in self.programs.values())
+    def fits(self) -> bool | None:
+        """Whether all programs fit; None if the memory of a device is not known."""
+        found = {program.fits for program in self.programs.values()}
+        if False in found:
+            return False
+        return None if None in found else True
 
     @property
     def seconds(self) -> tuple[float, float] | None:
@@ -147,7 +150,8 @@ def plan(config: Config, topology: str | Topology = LOCAL) -> Plan:
       topology: A name as `open_topology` takes it, or what that returned.
 
     Returns:
-      The plan. A program that does not fit is one whose `fits` is False.
+      The plan. A program that does not fit is one whose `fits` is False; where the
+      memory of a device is not known, as on a CPU, it is None.
 
     Raises:
       ValueError: The config does not divide over the devices, or cannot be planned.
@@ -165,8 +169,10 @@ def plan(config: Config, topology: str | Topology = LOCAL) -> Plan:
       ...     steps=1,
       ... )
       >>> found = plan(config)
-      >>> found.fits, found.flops.student    # 3 * 2 * 128 * (64 * 32 + 32 * 10)
-      (True, 1818624)
+      >>> found.flops.student    # 3 * 2 * 128 * (64 * 32 + 32 * 10)
+      1818624
+      >>> found.fits is None, found.programs["step"].memory.allocated > 10_000
+      (True, True)
       >>> folder.cleanup()
     """
     if isinstance(topology, str):

@@ -46,8 +46,8 @@ def search(
 
     Returns:
       A row for each, what fits and is fastest first, in the middle between the bounds
-      of its roofline: `changes`, `fits`, `peak`, `seconds` (the bounds), `bound_by`,
-      and `error` if it could not be planned.
+      of its roofline: `changes`, `fits` (None: not known), `peak`, `seconds` (the
+      bounds), `bound_by`, and `error` if it could not be planned.
     """
     rows = [_row({}, found)]
     for changes in list(candidates(config, found))[: max(0, limit - 1)]:
@@ -67,7 +67,8 @@ def _tried(
     except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         row = _row(changes, None, first.split(". ")[0][:200])
-    end = "fits" if row["fits"] else row["error"] or "does not fit"
+    words = {True: "fits", False: "does not fit", None: "compiled"}
+    end = row["error"] or words[row["fits"]]
     say(f"  tried {options(changes)}: {end}")
     return row
 
@@ -87,7 +88,7 @@ def _row(changes: Change, found: Plan | None, error: str | None = None) -> dict:
 
 def _rank(row: Mapping[str, Any]) -> tuple[bool, float, float]:
     seconds = row["seconds"] or (float("inf"), float("inf"))
-    return not row["fits"], sum(seconds), row["peak"] or float("inf")
+    return row["fits"] is False, sum(seconds), row["peak"] or float("inf")
 
 
 def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def verdict(program: ProgramPlan) -> str:
         )
     used, limit = program.memory.allocated, program.limit
     if limit is None:
-        return f"{gib(used)} on each device"
+        return f"{gib(used)} on each device; whether it fits is not known"
     word = "fits" if program.fits else "DOES NOT FIT"
     left = (limit - used) / limit
     return f"{word}: {gib(used)} of {gib(limit)} on each device, {left:.0%} left"
@@ -187,12 +187,12 @@ def ranking(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     out = [f"  {'':2}{'what':46}{'peak':>12}{'at least':>11}{'at most':>11}  bound by"]
     for number, row in enumerate(rows, 1):
         what = options(row["changes"])
-        if row["fits"] and row["seconds"] is not None:
-            low, high = row["seconds"]
-            end = f"{seconds(low):>11}{seconds(high):>11}  {row['bound_by']}"
-        elif row["fits"]:
+        if row["fits"] is False:
+            end = f"  {row['error'] or 'does not fit'}"
+        elif row["seconds"] is None:
             end = ""
         else:
-            end = "  does not fit" if row["error"] is None else f"  {row['error']}"
+            low, high = row["seconds"]
+            end = f"{seconds(low):>11}{seconds(high):>11}  {row['bound_by']}"
         out.append(f"  {number:<2}{what:46}{gib(row['peak']):>12}{end}")
     return out

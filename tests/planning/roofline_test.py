@@ -74,7 +74,7 @@ def test_what_fits_comes_first_then_what_is_faster_then_what_is_smaller():
 
     rows = [
         row("does not fit", False, (1.0, 2.0), 9),
-        row("not known", True, None, 1),
+        row("not known", None, None, 1),
         row("slow", True, (10.0, 22.0), 1),
         row("fast and large", True, (10.0, 20.0), 5),
         row("fast and small", True, (10.0, 20.0), 4),

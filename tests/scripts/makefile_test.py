@@ -117,6 +117,45 @@ def test_an_interrupted_installation_is_taken_up_again(project):
     assert len(project.installs()) == 2
 
 
+def test_other_packages_have_environments_with_our_pins_but_few(project):
+    kept = project.project / "stand-ins" / "python-of-venv"
+    project.python(
+        body="if argv[:2] == ['-m', 'venv']:\n"
+        "    os.makedirs(argv[-1] + '/bin')\n"
+        f"    os.symlink({str(kept)!r}, argv[-1] + '/bin/python')\n"
+    )
+
+    done = project.make("test-others")
+
+    assert done.returncode == 0, done.stderr
+    own = [c for c in project.calls("python-of-venv") if "--python" in c]
+    ours = (project.project / "constraints/py311.txt").read_text().splitlines()
+    for call, name, extras, left_out in zip(
+        own,
+        ("trackers", "torch", "tunix"),
+        ("train,wandb,trackio", "train,llm,text", "train,llm,tunix"),
+        (
+            {"pillow"},
+            set(),
+            {"safetensors", "tokenizers", "huggingface_hub", "hf-xet"},
+        ),
+        strict=True,
+    ):
+        assert call[3] == f".venv-{name}/bin/python"
+        assert call[-2:] == ["-e", f".[{extras}]"]
+        theirs = (project.project / f".venv-{name}/pins.txt").read_text().splitlines()
+        missing = {line.split("==")[0] for line in ours if line not in theirs}
+        assert missing == left_out
+    tests = [
+        c[2:] for c in project.calls("python-of-venv") if c[:2] == ["-m", "pytest"]
+    ]
+    assert tests == [
+        ["tests/trackers_real_test.py"],
+        ["tests/models/pretrained", "-k", "transformers_reads"],
+        ["tests/other_models_test.py", "-k", "tunix"],
+    ]
+
+
 def test_demo_is_the_main_job_as_a_user_would_type_it(project):
     done = project.make("demo", "DEMO_DIR=elsewhere")
 
