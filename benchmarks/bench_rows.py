@@ -252,8 +252,7 @@ def scale(found: Found) -> Iterable[Row]:
         yield Row(name, f"{fits}, peak {megabytes(memory['peak'])} on a chip", **goal)
         error = abs(memory["predicted_peak"] / memory["peak"] - 1)
         yield row(f"{name}: error of the predicted peak", error, "{:.1%}", most=0.05)
-        taken = compiled["compile_seconds"]
-        yield row(f"{name}: compiled in", taken, "{:.0f} s", most=300)
+        yield row(f"{name}: planned in", case["plan_seconds"], "{:.0f} s", most=300)
 
 
 def parity(found: Found) -> Iterable[Row]:

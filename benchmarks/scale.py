@@ -1,21 +1,26 @@
 """The pod recipes, compiled for the slices that they name: what fits, and what is sent.
 
     pip install "distilljax[plan]"
-    python benchmarks/scale.py                 # hours; what is done already is kept
+    python benchmarks/scale.py                 # half an hour on two cores
     python benchmarks/scale.py --only llama    # some of it
     python benchmarks/scale.py --page          # the tables of docs/scale.md alone
 
-Writes benchmarks/results/scale.json after each case, and the tables between the marks
-of docs/scale.md. Nothing is executed: memory, what is sent and operations are those of
-the compiled program, times are those of a roofline.
+What was compiled from these sources with these versions is kept: `source` in the
+results is the digest of what a step is made of. Writes benchmarks/results/scale.json
+after each case, and the tables between the marks of docs/scale.md. Nothing is executed:
+memory, what is sent and operations are those of the compiled program, times are those
+of a roofline.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +36,7 @@ from distilljax.metrics import write_atomically
 from distilljax.planning import Plan, plan
 from distilljax.planning.hlo import Program, Shape
 from distilljax.planning.words import gib, seconds
-from distilljax.workdir import machine
+from distilljax.workdir import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/scale.json"
@@ -81,10 +86,13 @@ def _recipe(key: str, recipe: str, topology: str, mesh: str, *rows: Any) -> list
     ]  # fmt: skip
 
 
+# 3,840 is no width of any of these models, as 4,096 is of some: there an array of
+# [time, time] can be told from a kernel.
 CASES = [
     *_recipe(
         "gemma", "gemma2_9b_to_2b", "v5e:8x8", "fsdp=16,tensor=4",
-        (4_096, 512, 4, False), (8_192, 256, 4, False), (4_096, 512, 4, True),
+        (4_096, 512, 4, False), (8_192, 256, 4, False), (3_840, 512, 4, False),
+        (4_096, 512, 4, True),
     ),
     *_recipe(
         "qwen", "qwen3_32b_to_0.6b", "v6e:8x8", "fsdp=16,tensor=4",
@@ -92,7 +100,8 @@ CASES = [
     ),
     *_recipe(
         "llama", "llama_70b_to_8b", "v5p:4x4x8", "fsdp=32,tensor=4",
-        (4_096, 512, 4, False), (32_768, 128, 4, False), (4_096, 512, 4, True),
+        (4_096, 512, 4, False), (32_768, 128, 4, False), (3_840, 512, 4, False),
+        (4_096, 512, 4, True),
     ),
 ]  # fmt: skip
 # The model-parallel group of 16 chips stays, and more of them share the batch.
@@ -110,12 +119,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help="cases whose name begins so")
-    parser.add_argument("--again", action="store_true", help="those that are done too")
+    parser.add_argument("--again", action="store_true", help="those that are kept too")
     parser.add_argument("--page", action="store_true", help="write the tables alone")
     args = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": {}}
     for case in [] if args.page else [*CASES, *WEAK]:
-        done = case.name in found["cases"] and not args.again
+        done = is_of_now(found["cases"].get(case.name)) and not args.again
         if done or not case.name.startswith(args.only or ""):
             continue
         print(f"{case.name}: compiling for {case.topology}", flush=True)
@@ -126,11 +135,43 @@ def main() -> None:
     write_page(found["cases"])
 
 
+# What a compiled step, and what is read from it, are made of.
+SOURCES = (
+    "distilljax/*.py", "distilljax/losses", "distilljax/models",
+    "distilljax/objectives", "distilljax/planning", "distilljax/students",
+    "distilljax/teachers", "configs/lm",
+)  # fmt: skip
+
+
+def source() -> str:
+    """The digest of these files."""
+    digest = hashlib.sha256()
+    for pattern in SOURCES:
+        found = ROOT.glob(pattern) if "*" in pattern else (ROOT / pattern).rglob("*.py")
+        for path in sorted(found):
+            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def is_of_now(case: dict[str, Any] | None) -> bool:
+    """Whether it was compiled from these sources, with these versions."""
+    if case is None or case.get("source") != source():
+        return False
+    now = versions()
+    return all(now.get(name, v) == v for name, v in case["versions"].items())
+
+
 def measured(case: Case) -> dict[str, Any]:
     """The plan of a case, and what is not in its program."""
     load = os.getloadavg()[0]
+    begun = time.perf_counter()
     made = plan(case.config(), case.topology)
-    result = made.to_json() | {"compiled_on": machine(), "load_before": load}
+    result = made.to_json() | {
+        "source": source(),
+        "plan_seconds": round(time.perf_counter() - begun, 1),
+        "compiled_on": machine(),
+        "load_before": load,
+    }
     for program in result["programs"].values():
         kinds = sorted(program["collectives"].items(), key=lambda kv: kv[0])
         program["collectives"] = dict(kinds)
@@ -203,7 +244,13 @@ def _largest_kernel(shapes: Any) -> int:
 def write_page(cases: dict[str, Any]) -> None:
     """The tables of the page, between its marks."""
     text = PAGE.read_text()
-    for mark, lines in (("recipes", recipes(cases)), ("weak", weak(cases))):
+    tables = {
+        "versions": compiled_with(cases),
+        "recipes": recipes(cases),
+        "collectives": collectives(cases),
+        "weak": weak(cases),
+    }
+    for mark, lines in tables.items():
         body = "\n".join(lines)
         text = re.sub(
             rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
@@ -214,12 +261,52 @@ def write_page(cases: dict[str, Any]) -> None:
     write_atomically(PAGE, text)
 
 
+def compiled_with(cases: dict[str, Any]) -> list[str]:
+    """Versions and dates, as far as they differ."""
+    found: dict[str, list[str]] = {}
+    for name, case in cases.items():
+        said = ", ".join(f"{n} {case['versions'][n]}" for n in VERSIONS)
+        on = case["compiled_on"]
+        words = f"{said}, on {case['date']}, {on['cpu']}, {on['cpu_cores']} cores"
+        found.setdefault(words, []).append(name)
+    if len(found) == 1:
+        return [f"All were compiled with {next(iter(found))}."]
+    return [f"- {words}: {'; '.join(names)}." for words, names in found.items()]
+
+
+VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "python")
+KINDS = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
+)  # fmt: skip
+
+
+def collectives(cases: dict[str, Any]) -> list[str]:
+    """What a device sends in a step, by kind; and of that, what the loss does."""
+    out = [
+        f"| recipe, context | {' | '.join(KINDS)} | of it, for the loss |",
+        "|---|" + "---:|" * (len(KINDS) + 1),
+    ]
+    for case in CASES:
+        step = cases.get(case.name, {"programs": {"step": {"memory": None}}})
+        step = step["programs"]["step"]
+        if step["memory"] is None:
+            continue
+        sent: Counter[str] = Counter()
+        for key, row in step["collectives"].items():
+            sent[key.split(" over ")[0]] += row["bytes_per_step"]
+        assert sent.keys() <= set(KINDS), sent
+        cells = [gib(sent[kind]) for kind in KINDS]
+        loss = gib(step["sent_by_part"]["loss"])
+        out.append(f"| {case.name} | {' | '.join(cells)} | {loss} |")
+    return out
+
+
 def recipes(cases: dict[str, Any]) -> list[str]:
     """Memory, what is sent and the roofline of each recipe."""
     out = [
         "| recipe, context | chips | parts | set aside | peak: walk, compiler | fits "
         "| sent per step | compute / memory / interconnect | MFU at most "
-        "| compiled in |",
+        "| planned in |",
         "|---|---|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
     for case in CASES:
@@ -240,7 +327,7 @@ def recipes(cases: dict[str, Any]) -> list[str]:
             f"{'yes' if step['fits'] else 'no'}, {gib(step['headroom'])} left | "
             f"{gib(sent)} | {seconds(line['compute'])} / {seconds(line['memory'])} / "
             f"{seconds(line['interconnect'])} | {line['mfu'][1]:.2f} | "
-            f"{step['compile_seconds']:.0f} s |"
+            f"{result['plan_seconds']:.0f} s |"
         )
     return _with_missing(out, CASES, cases)
 

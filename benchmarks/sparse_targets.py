@@ -103,14 +103,17 @@ ARMS = {
     "dense": (Dense(), None),
     "sampled 12": (Sampled(12), None),
     "sampled 50": (Sampled(50), None),
+    "sampled 256": (Sampled(256), None),
     "one sample": (Sampled(1), None),
     "top 5 + tail": (TopK(5), None),
     "top 12 + tail": (TopK(12), None),
     "top 50 + tail": (TopK(50), None),
+    "top 5 renormalised": (TopK(5), renormalised),
     "top 12 renormalised": (TopK(12), renormalised),
     "top 50 renormalised": (TopK(50), renormalised),
     "drawn 12, weights p": (Sampled(12), weighted),
     "drawn 50, weights p": (Sampled(50), weighted),
+    "drawn 256, weights p": (Sampled(256), weighted),
 }
 
 

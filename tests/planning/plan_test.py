@@ -20,6 +20,7 @@ from distilljax.cli import overrides
 from distilljax.config import Config, load_experiment, to_json
 from distilljax.data import text
 from distilljax.planning import open_topology, plan
+from distilljax.planning.hlo import Program
 from distilljax.planning.page import page
 from distilljax.planning.search import candidates, changed, search
 from distilljax.planning.words import lines, options, ranking
@@ -294,6 +295,41 @@ def test_a_recipe_compiles_for_a_slice_that_is_not_here():
     assert found.seconds[0] <= found.seconds[1]
     assert found.to_json()["versions"]["libtpu"]
     assert {axis for one in step.sent for axis in one.axes} <= {"fsdp", "tensor"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_walk_finds_the_peak_and_the_facts_of_a_program_compiled_now():
+    """As for the pods in benchmarks/scale.py, whose results are older than the code."""
+    sizes = replace(
+        SMALL, vocab_size=32_000, width=1024, num_layers=4, num_heads=8, head_dim=128,
+        num_kv_heads=4, ffn_width=2816,
+    )  # fmt: skip
+    config = language_model(
+        student=replace(sizes, width=512, num_layers=2, num_heads=4),
+        teacher=students.Untrained(sizes),
+        mesh="fsdp=2,tensor=2",
+    )
+    context = 1280  # no width of either model
+    config = replace(config, data=replace(config.data, context=context))
+    found = plan(config, "v5e:2x2")
+    memory = found.programs["step"].memory
+    assert memory.predicted_peak > 200e6
+    assert memory.predicted_peak == pytest.approx(memory.peak, rel=0.05)
+    program = Program(found.programs["step"].text)
+    shapes = [
+        shape
+        for name in program.times
+        if name not in program.inside_fusions
+        for one in program.computations[name].instructions.values()
+        for shape in one.shapes
+    ]
+    assert any(context in shape.dims for shape in shapes)
+    assert not [s for s in shapes if sum(n == context for n in s.dims) > 1]
+    logits = 4 * context * 32_000 // 2  # of a device: four rows, half of the classes
+    assert not [
+        s for s in shapes if {32_000, 16_000} & set(s.dims) and s.size >= logits
+    ]
 
 
 LARGE = """
