@@ -12,7 +12,7 @@ next_state(state, seen) -> state       once per update; `seen` is stacked over t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,35 @@ Objective = Callable[..., Any]
 def features_of(objective: Objective, whose: str) -> tuple[str, ...]:
     """The names of the features that an objective reads: whose is student, ..."""
     return tuple(getattr(objective, f"{whose}_features", ()))
+
+
+def parts_of(objective: Objective) -> list[Objective]:
+    """The objectives that one is made of, and that see its teacher; itself if of none.
+
+    Example:
+      >>> from distilljax.objectives import CrossEntropy, LogitKD, Sum
+      >>> parts_of(Sum({"soft": LogitKD(), "hard": CrossEntropy()}))
+      [LogitKD()]
+    """
+    if not getattr(objective, "uses_teacher", True):
+        return []
+    inside = getattr(objective, "objective", None)
+    parts = getattr(objective, "parts", None)
+    if isinstance(parts, Mapping):
+        return [found for part in parts.values() for found in parts_of(part)]
+    return [objective] if inside is None else parts_of(inside)
+
+
+def temperatures_of(objective: Objective) -> list[Any]:
+    """The temperatures, or schedules of one, at which it sees its teacher, each once.
+
+    Example:
+      >>> from distilljax.objectives import LogitKD, Sum
+      >>> temperatures_of(Sum({"a": LogitKD(4.0), "b": LogitKD(), "c": LogitKD(4.0)}))
+      [4.0, 1.0]
+    """
+    each = [p.temperature for p in parts_of(objective) if hasattr(p, "temperature")]
+    return [x for i, x in enumerate(each) if x not in each[:i]]
 
 
 def uses_average(objective: Objective) -> bool:

@@ -28,6 +28,7 @@ from distilljax.data.array_record import write_records
 from distilljax.data.text.progress import Progress, show_progress
 from distilljax.data.units import num_units
 from distilljax.describing import check_same, described_of, head_of, write_head
+from distilljax.learnable import check_learnable
 from distilljax.metrics import write_atomically
 from distilljax.programs import Programs
 from distilljax.sharding import mesh_from_string
@@ -107,6 +108,7 @@ def cache(
     with _alone(out), jax.set_mesh(mesh):
         names = tuple(sorted(set(features)))
         asked = Asked.of(config, mesh, logits, names, programs or Programs())
+        check_learnable(config.objective, logits, asked.kept.num_classes, names)
         described = described_of(asked)
         rows = _begun_rows(out) if shard_rows is None else shard_rows
         described["shard_rows"] = rows or _shard_rows(asked)

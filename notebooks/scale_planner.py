@@ -286,8 +286,8 @@ print("\n".join(ranking(rows)))
 fits = [row for row in rows if row["fits"] is not False]
 names = ["\n".join(f"{k} {v}" for k, v in row["changes"].items()) or "as it is" for row in fits]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 1.4 + 0.45 * len(fits)), sharey=True)
-name, size = unit(max(row["peak"] for row in fits), BYTES)
-left.barh(names, [row["peak"] / size for row in fits], color="#1f5fa8", height=0.6)
+name, size = unit(max(row["allocated"] for row in fits), BYTES)
+left.barh(names, [row["allocated"] / size for row in fits], color="#1f5fa8", height=0.6)
 left.set(title="Memory set aside on a device", xlabel=name)
 if found.seconds is not None:
     name, size = unit(max(row["seconds"][1] for row in fits), TIMES)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distilljax._checks import fail
+from distilljax._objective import temperatures_of
 from distilljax.cli.multihost import initialize
 from distilljax.cli.overrides import make_parser, parse, plan
 
@@ -21,9 +22,9 @@ store. Students are then trained from it, without the teacher in memory:
 A job that was killed goes on where it was: run the same command again. With several
 processes each writes its own shards.
 
-  --kind sampled   draws from the teacher: unbiased, some 30 bytes per token; forward KL
+  --kind sampled   draws from the teacher: unbiased, 30 to 45 bytes per token; forward KL
                    and soft cross-entropy at temperature 1
-  --kind top_k     the k likeliest classes and the mass of the others; 330 bytes for 128
+  --kind top_k     the k likeliest classes and the mass of the others; 350 bytes for 128
   --kind hidden    the last hidden states: exact, for any divergence; width times dtype
   --kind dense     all logits: exact; for images and small vocabularies
   --kind none      features alone
@@ -79,33 +80,28 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--num-samples",
         type=int,
-        default=50,
         metavar="N",
         help="sampled: draws per position (default: 50)",
     )
     add(
         "--k",
         type=int,
-        default=128,
         metavar="K",
         help="top_k: classes per position (default: 128)",
     )
     add(
         "--temperatures",
-        default=None,
         metavar="T,U",
         help="top_k: the grid that losses may use (default: 1 and the objective's)",
     )
     add(
         "--values",
         choices=("log8", "bfloat16", "float32"),
-        default="log8",
         help="top_k: how log-probabilities are stored (default: log8)",
     )
     add(
         "--hidden-dtype",
         choices=("same", "int8"),
-        default="same",
         help="hidden: as computed, or in 8 bits (default: same)",
     )
     add(
@@ -117,14 +113,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# The options that a kind reads.
+_READ = {
+    "sampled": ("num_samples",),
+    "top_k": ("k", "temperatures", "values"),
+    "hidden": ("hidden_dtype",),
+}
+
+
+def _check_read(args: argparse.Namespace) -> None:
+    """What would be ignored is an error."""
+    for kind, names in _READ.items():
+        for name in names:
+            if kind != args.kind and (value := getattr(args, name)) is not None:
+                fail(
+                    "cache",
+                    f"--{name.replace('_', '-')}",
+                    f"be given with --kind {kind} alone",
+                    f"{value} with --kind {args.kind}",
+                    "Leave it out, or choose that kind.",
+                )
+
+
 def _kind(args: argparse.Namespace, config: Any) -> Any:
     from distilljax import teachers
 
+    _check_read(args)
+    found = {name: getattr(args, name) for name in _READ.get(args.kind, ())}
+    given = {name: value for name, value in found.items() if value is not None}
     if args.kind == "sampled":
-        return teachers.Sampled(args.num_samples, seed=config.seed)
+        return teachers.Sampled(**given, seed=config.seed)
     if args.kind == "top_k":
-        own = getattr(config.objective, "temperature", 1.0)
-        grid = {1.0} if callable(own) else {1.0, float(own)}
+        own = temperatures_of(config.objective)
+        grid = {1.0, *(float(t) for t in own if not callable(t))}
         if args.temperatures is not None:
             try:
                 grid = {float(t) for t in args.temperatures.split(",")}
@@ -136,9 +157,9 @@ def _kind(args: argparse.Namespace, config: Any) -> Any:
                     repr(args.temperatures),
                     "It is the grid that losses may use.",
                 )
-        return teachers.TopK(args.k, tuple(sorted(grid)), args.values)
+        return teachers.TopK(**given | {"temperatures": tuple(sorted(grid))})
     if args.kind == "hidden":
-        return teachers.Hidden(args.hidden_dtype)
+        return teachers.Hidden(args.hidden_dtype or "same")
     return teachers.Dense() if args.kind == "dense" else None
 
 

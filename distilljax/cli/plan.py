@@ -29,6 +29,11 @@ answer too, and ends with exit code 3. Of a CPU no limit is known: it is said wh
 step needs, with exit code 0. Times are those of a roofline, not measured.
 """
 
+SUGGESTION = (
+    "It does not fit as it is: --search compiles other meshes, chunk sizes, "
+    "accumulations and remat policies, and ranks those that do."
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Plan one run; 3 if it is known not to fit, else 0."""
@@ -86,6 +91,8 @@ def _plan(config: Config, args: Namespace) -> int:
     result = found.to_json() | {"config": to_json(config)}
     if folder is not None:
         _write(folder, result, found.programs)
+    if found.fits is False and not args.search:
+        print(f"\n{SUGGESTION}", flush=True)
     if args.search:
         print("\nsearch:", flush=True)
         tried = search(config, topology, found, limit=args.search_limit or 8, say=print)

@@ -56,19 +56,6 @@ def _without_diagnostics(term: Term) -> Term:
     return replace(term, parts=parts)
 
 
-def _temperatures(objective: Any) -> list[Any]:
-    """The temperatures at which an objective sees its teacher, each once."""
-    if not getattr(objective, "uses_teacher", True):
-        return []
-    if hasattr(objective, "temperature"):
-        return [objective.temperature]
-    inside = [getattr(objective, "objective", None)]
-    if isinstance(parts := getattr(objective, "parts", None), Mapping):
-        inside = parts.values()
-    each = [x for part in inside if part is not None for x in _temperatures(part)]
-    return [x for i, x in enumerate(each) if x not in each[:i]]
-
-
 @dataclass(frozen=True)
 class MultiTeacher(_Around):
     """Any objective, with several teachers combined into the one that it sees.
@@ -107,7 +94,7 @@ class MultiTeacher(_Around):
                 self.combine,
                 "Features of several teachers have no mean: sum an objective for each.",
             )
-        found = _temperatures(self.objective)
+        found = _objective.temperatures_of(self.objective)
         if len(found) > 1 and not isinstance(
             self.combine, MeanOfLogits | Routed | Only
         ):
@@ -160,7 +147,9 @@ class MultiTeacher(_Around):
                 "Pass a dict of teachers to make_distill_step, or of outputs under "
                 "batch['teacher'].",
             )
-        temperature = value_at((_temperatures(self.objective) or [1.0])[0], batch)
+        temperature = value_at(
+            (_objective.temperatures_of(self.objective) or [1.0])[0], batch
+        )
         one = self.combine(teacher, batch, temperature)
         return self._inside(student, one, batch, params, state)
 

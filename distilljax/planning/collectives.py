@@ -107,16 +107,23 @@ def by_kind(found: Iterable[Collective]) -> dict[str, dict[str, Any]]:
     return dict(sorted(table.items(), key=lambda kv: -kv[1]["bytes_per_step"]))
 
 
-# As the step names what it is made of; an operation of XLA's own has no name.
-PARTS = {"teacher": "(teacher)", "student": "(student)", "loss": "fused_loss"}
+# The scopes of a step; an operation of XLA's own has no name. Where a gradient is
+# taken a scope is in brackets, `jvp(teacher)`; where none is, between slashes.
+PARTS = {"teacher": "teacher", "student": "student", "loss": "fused_loss"}
 
 
-def by_part(found: Iterable[Collective]) -> dict[str, int]:
-    """Bytes per step of the teacher, the student, the loss over heads, and others."""
+def by_part(found: Iterable[Collective], unnamed: str = "other") -> dict[str, int]:
+    """Bytes per step of the teacher, the student, the loss over heads, and others.
+
+    Args:
+      found: Of one program.
+      unnamed: The part to which belongs what is in no scope.
+    """
     total = dict.fromkeys([*PARTS, "other"], 0)
     for one in found:
-        parts = (part for part, name in PARTS.items() if name in one.op_name)
-        total[next(parts, "other")] += one.bytes_per_step
+        scopes = re.split(r"[/()]", one.op_name)
+        parts = (part for part, scope in PARTS.items() if scope in scopes)
+        total[next(parts, unnamed)] += one.bytes_per_step
     return total
 
 

@@ -61,14 +61,25 @@ def step_flops(run: AbstractRun) -> Flops:
 
 def _forward_flops(run: AbstractRun, batch: Any) -> int:
     """Of the student's forward pass, its logits included."""
+    infer, params, rest = _student(run)
+    return count_flops(lambda p, r, b: _logits(infer(p, r, b)), params, rest, batch)
+
+
+def has_head(run: AbstractRun) -> bool:
+    """Whether the student's logits are a `LinearHead`, and not an array."""
+    infer, params, rest = _student(run)
+    batch = _without_shardings(run.batch)
+    made = jax.eval_shape(lambda *args: as_outputs(infer(*args)), params, rest, batch)
+    return isinstance(made.logits, LinearHead)
+
+
+def _student(run: AbstractRun) -> tuple[Any, Any, Any]:
+    """The student's forward pass, and the shapes of what it is called with."""
     graphdef, params, rest = split_module(
         run.student.abstract, run.student.trainable, training=False
     )
     infer = module_infer(graphdef, run.student.forward)
-    return count_flops(
-        lambda p, r, b: _logits(infer(p, r, b)),
-        *map(_without_shardings, (params, rest, batch)),
-    )
+    return infer, _without_shardings(params), _without_shardings(rest)
 
 
 def _logits(outputs: Any) -> Any:

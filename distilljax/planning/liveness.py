@@ -35,6 +35,8 @@ class Live:
     shape: Shape
     op_name: str
     """Where in the traced step it is from; of an argument, its name."""
+    opcode: str = ""
+    """Of the instruction that writes it."""
 
     @property
     def nbytes(self) -> int:
@@ -201,7 +203,7 @@ class _Walk:
                 counts = fresh and not shape.on_chip and instruction.opcode != "tuple"
                 # value by value, as far as a kernel's kind tells
                 in_place = "kind=kLoop" in instruction.attributes
-                live = Live(shape, instruction.op_name)
+                live = Live(shape, instruction.op_name, instruction.opcode)
                 buffers.append(_Buffer(live, counts, in_place))
                 shared[index : index + 1] = [len(buffers) - 1]
                 if counts:
@@ -281,7 +283,10 @@ class _Walk:
             yield from first[: len(instruction.shapes)]
         elif opcode.endswith("-done"):
             yield from self._arrived(instruction, computation, first)
-        elif opcode.endswith("-start") and opcode != "copy-start":
+        elif opcode == "copy-start":
+            yield None  # the copy, which is before what is copied
+            yield from first
+        elif opcode.endswith("-start"):
             # operands, results, and words that say how far it is
             yield from first
         elif opcode == "dynamic-update-slice":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -102,8 +103,9 @@ def memory_of(
 ) -> Memory:
     """The memory of a compiled program, by owner.
 
-    Of what is not an argument, arrays with the shape of a device's share of a trained
-    parameter, in float32, are gradients; all else are activations and temporaries.
+    Of what is not an argument, what `is_gradient` takes for one are gradients; all else
+    are activations and temporaries, also what is gathered of parameters, their copies
+    in another type, and the sum of a gradient before it is split over devices.
 
     Args:
       compiled: The compiled step.
@@ -114,12 +116,7 @@ def memory_of(
     """
     found, walk = compiled.memory_analysis(), peak_of(program)
     shares = {_without_ones(_shard_shape(x)) for x in jax.tree.leaves(params)}
-    gradients = [
-        x
-        for x in walk.live
-        if x.shape.dtype == "f32" and _without_ones(x.shape.dims) in shares
-    ]
-    size = sum(x.nbytes for x in gradients)
+    size = sum(x.nbytes for x in walk.live if is_gradient(x, shares))
     rest = walk.nbytes - walk.arguments - size
     known = sum(owners.get(name, 0) for name in OWNERS[:5])
     # layouts pad, and what a program never reads is not passed to it
@@ -138,6 +135,37 @@ def memory_of(
         )
         - int(found.alias_size_in_bytes),
     )
+
+
+def is_gradient(x: Live, shares: Collection[tuple[int, ...]]) -> bool:
+    """Whether an array of a step is a gradient, or what the optimizer makes of one.
+
+    It has the shape of a device's share of a trained parameter, and is in float32; or
+    in a shorter type (`compute_dtype`), and from the backward pass. There a loop's sums
+    begin as zeros, which XLA may make for several and then gives no name of the step.
+    A copy of a parameter in that type is none, nor what is computed again.
+
+    Args:
+      x: An array that is no argument.
+      shares: Shapes, without axes of size 1.
+
+    Example:
+      >>> from distilljax.planning.hlo import Shape
+      >>> sums = "jit(_update)/transpose(jvp(student))/broadcast_in_dim"
+      >>> is_gradient(Live(Shape("bf16", (1, 4, 8)), sums, "broadcast"), {(4, 8)})
+      True
+      >>> copy = "jit(_update)/jvp()/convert_element_type"
+      >>> is_gradient(Live(Shape("bf16", (4, 8)), copy, "convert"), {(4, 8)})
+      False
+    """
+    if _without_ones(x.shape.dims) not in shares:
+        return False
+    if x.shape.dtype not in ("bf16", "f16"):
+        return x.shape.dtype == "f32"
+    if "/" not in x.op_name:
+        return x.opcode == "broadcast"
+    again = x.op_name.endswith("convert_element_type") or "/rematted" in x.op_name
+    return "transpose(" in x.op_name and not again
 
 
 def _shard_shape(x: Any) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from distilljax.planning.memory import OWNERS
-from distilljax.planning.words import gib, options, seconds
+from distilljax.planning.words import gib, options, parts_sent, peak_note, seconds
 
 # Okabe and Ito, "Color Universal Design", 2008: told apart by the colour-blind too.
 COLORS: dict[str, str] = dict(
@@ -47,11 +47,13 @@ def page(result: Mapping[str, Any]) -> str:
     size = f"{batch['examples']:,} examples"
     if batch["tokens"] is not None:
         size += f" of {batch['context']:,} tokens"
+    if batch["accumulate"] > 1:
+        size += f", in {batch['accumulate']} parts"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{result['num_devices']} devices; a step of {size}, in "
-        f"{batch['accumulate']} parts. Compiled ahead of time on {result['date']}; "
-        "times are those of a roofline and were not measured.</p>",
+        f"<p>Devices: {result['num_devices']}; a step of {size}. Compiled "
+        f"ahead of time on {result['date']}; times are those of a roofline and were "
+        "not measured.</p>",
     ]
     for name, program in result["programs"].items():
         body += _program(name, program)
@@ -92,10 +94,12 @@ def _program(name: str, program: Mapping[str, Any]) -> list[str]:
     kind, verdict = _VERDICTS[program["fits"]]
     used = program["needs"] if memory is None else memory["allocated"]
     of = f" of {gib(limit)}" if limit is not None else ""
+    room = program["headroom"]
+    left = "" if room is None or room < 0 else f", {gib(room)} left"
     owners = program["owners"] if memory is None else memory["owners"]
     out = [
         f"<h2>{escape(name)}</h2><p>Mesh: {escape(mesh)}. "
-        f'<b class="{kind}">{verdict}</b>: {gib(used)}{of} on each device.</p>',
+        f'<b class="{kind}">{verdict}</b>: {gib(used)}{of} on each device{left}.</p>',
         _bar(owners, limit or used or 1),
         _table(
             ("owner", "bytes of a device"),
@@ -103,11 +107,7 @@ def _program(name: str, program: Mapping[str, Any]) -> list[str]:
         ),
     ]
     if memory is not None:
-        out.append(
-            f"<p>At the peak {gib(memory['predicted_peak'])}, by a walk through the "
-            f"compiled program; its compiler says {gib(memory['peak'] or None)}, and "
-            f"sets {gib(memory['allocated'])} aside. The largest arrays then:</p>"
-        )
+        out.append(_peak(memory))
         rows = [
             (f"{escape(x['array'])} <small>{escape(x['from'][-90:])}</small>",
              gib(x["bytes"]))
@@ -125,6 +125,7 @@ def _program(name: str, program: Mapping[str, Any]) -> list[str]:
                 ],
             )
         )
+        out.append(f"<p>Of all that: {parts_sent(program['sent_by_part'])}.</p>")
     if line := program["roofline"]:
         parts = ("compute", "memory", "interconnect", "at_least", "at_most")
         rows = [(part.replace("_", " "), seconds(line[part])) for part in parts]
@@ -134,6 +135,17 @@ def _program(name: str, program: Mapping[str, Any]) -> list[str]:
         out += [f"<h3>Roofline: bound by {line['bound_by']}</h3>",
                 _table(("part", "seconds"), rows)]  # fmt: skip
     return out
+
+
+def _peak(memory: Mapping[str, Any]) -> str:
+    walk, said = memory["predicted_peak"], memory["peak"]
+    states = f"; its compiler says {gib(said)}" if said else ""
+    note = peak_note(walk, said)
+    return (
+        f"<p>At the peak {gib(walk)}, by a walk through the compiled program{states}. "
+        f"{gib(memory['allocated'])} are set aside. "
+        f"{f'Note: {escape(note)}. ' if note else ''}The largest arrays then:</p>"
+    )
 
 
 def _bar(owners: Mapping[str, int], whole: int) -> str:
@@ -156,16 +168,18 @@ def _search(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         what = options(row["changes"])
         times = row["seconds"] or (None, None)
+        refused = row["fits"] is False
+        no = escape(row["error"] or "does not fit")
         shown.append(
             (
                 escape(what),
-                gib(row["peak"]),
-                "does not fit" if row["fits"] is False else _or_dash(times[0]),
-                "" if row["fits"] is False else _or_dash(times[1]),
+                gib(row["allocated"]),
+                no if refused else _or_dash(times[0]),
+                "" if refused else _or_dash(times[1]),
                 row["bound_by"] or "",
             )
         )
-    names = ("changes", "peak", "at least", "at most", "bound by")
+    names = ("changes", "set aside", "at least", "at most", "bound by")
     return ["<h2>What else was compiled</h2>", _table(names, shown)]
 
 

@@ -22,7 +22,7 @@ import jax
 from distilljax.config import Config
 from distilljax.planning.abstract import AbstractRun, abstract_run
 from distilljax.planning.collectives import Collective, by_kind, by_part, collectives
-from distilljax.planning.flops import Flops, step_flops
+from distilljax.planning.flops import Flops, has_head, step_flops
 from distilljax.planning.hlo import Program
 from distilljax.planning.memory import (
     Memory,
@@ -58,6 +58,9 @@ class ProgramPlan:
     compile_seconds: float = 0.0
     text: str = ""
     """The compiled program, as XLA writes it."""
+    unnamed: str = "other"
+    """The part to which belongs what it sends and no scope names: "teacher" in a
+    program that is the teacher's alone."""
 
     @property
     def fits(self) -> bool | None:
@@ -72,6 +75,11 @@ class ProgramPlan:
         used = self.needs if self.memory is None else self.memory.allocated
         return None if self.limit is None or used is None else self.limit - used
 
+    @property
+    def sent_by_part(self) -> dict[str, int]:
+        """Bytes that a device sends in a step, by what they are for."""
+        return by_part(self.sent, self.unnamed)
+
     def to_json(self) -> dict[str, Any]:
         """All of it."""
         return {
@@ -83,7 +91,7 @@ class ProgramPlan:
             "needs": self.needs,
             "memory": self.memory and self.memory.to_json(),
             "collectives": by_kind(self.sent),
-            "sent_by_part": by_part(self.sent),
+            "sent_by_part": self.sent_by_part,
             "traffic": self.traffic,
             "roofline": self.roofline and self.roofline.to_json(),
             "compile_seconds": round(self.compile_seconds, 1),
@@ -101,6 +109,8 @@ class Plan:
     flops: Flops
     programs: Mapping[str, ProgramPlan]
     """"step"; of a teacher with a program of its own also "teacher"."""
+    has_head: bool = False
+    """Whether the student's logits are a `LinearHead`, whose loss is made in chunks."""
 
     @property
     def fits(self) -> bool | None:
@@ -205,8 +215,9 @@ def plan(config: Config, topology: str | Topology = LOCAL) -> Plan:
                 own,
                 flops.teacher / len(run.streamed.parts),
                 flops.teacher / len(run.streamed.parts),
+                unnamed="teacher",
             )
-    return Plan(config.name, topology, _batch(run), flops, programs)
+    return Plan(config.name, topology, _batch(run), flops, programs, has_head(run))
 
 
 def _batch(run: AbstractRun) -> dict[str, Any]:
@@ -228,6 +239,7 @@ def _compiled(
     executed: float,
     model: float,
     params: Any = None,
+    unnamed: str = "other",
 ) -> ProgramPlan:
     """Compile one program; what does not fit is an answer."""
     start = time.perf_counter()
@@ -265,6 +277,7 @@ def _compiled(
         ),
         compile_seconds=seconds,
         text=text,
+        unnamed=unnamed,
     )
 
 

@@ -46,8 +46,9 @@ def search(
 
     Returns:
       A row for each, what fits and is fastest first, in the middle between the bounds
-      of its roofline: `changes`, `fits` (None: not known), `peak`, `seconds` (the
-      bounds), `bound_by`, and `error` if it could not be planned.
+      of its roofline: `changes`, `fits` (None: not known), `allocated` (bytes that the
+      step's program sets aside), `seconds` (the bounds), `bound_by`, and `error` if
+      it could not be planned.
     """
     rows = [_row({}, found)]
     for changes in list(candidates(config, found))[: max(0, limit - 1)]:
@@ -75,12 +76,12 @@ def _tried(
 
 def _row(changes: Change, found: Plan | None, error: str | None = None) -> dict:
     row: dict[str, Any] = {"changes": dict(changes), "fits": False, "error": error}
-    row |= {"peak": None, "seconds": None, "bound_by": None}
+    row |= {"allocated": None, "seconds": None, "bound_by": None}
     if found is None:
         return row
     step = found.programs["step"]
     row["fits"] = found.fits
-    row["peak"] = step.needs if step.memory is None else step.memory.allocated
+    row["allocated"] = step.needs if step.memory is None else step.memory.allocated
     row["seconds"] = found.seconds
     row["bound_by"] = step.roofline and step.roofline.bound_by
     return row
@@ -88,7 +89,7 @@ def _row(changes: Change, found: Plan | None, error: str | None = None) -> dict:
 
 def _rank(row: Mapping[str, Any]) -> tuple[bool, float, float]:
     seconds = row["seconds"] or (float("inf"), float("inf"))
-    return row["fits"] is False, sum(seconds), row["peak"] or float("inf")
+    return row["fits"] is False, sum(seconds), row["allocated"] or float("inf")
 
 
 def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -109,7 +110,12 @@ def candidates(config: Config, found: Plan) -> Iterator[dict[str, Any]]:
     What is likely to matter comes first: meshes where the step waits for the network,
     what is computed again where memory is short or to spare.
     """
-    kinds = [_chunks(config), _meshes(config, found), _remats(config), _parts(config)]
+    kinds = [
+        _chunks(config, found),
+        _meshes(config, found),
+        _remats(config),
+        _parts(config),
+    ]
     while kinds:
         for kind in list(kinds):
             try:
@@ -118,8 +124,8 @@ def candidates(config: Config, found: Plan) -> Iterator[dict[str, Any]]:
                 kinds.remove(kind)
 
 
-def _chunks(config: Config) -> Iterator[dict[str, Any]]:
-    if hasattr(config.objective, "chunk_tokens"):
+def _chunks(config: Config, found: Plan) -> Iterator[dict[str, Any]]:
+    if found.has_head and hasattr(config.objective, "chunk_tokens"):
         for size in CHUNKS:
             if size != config.objective.chunk_tokens:
                 yield {"chunk_tokens": size}
@@ -127,6 +133,7 @@ def _chunks(config: Config) -> Iterator[dict[str, Any]]:
 
 def _meshes(config: Config, found: Plan) -> Iterator[dict[str, Any]]:
     sizes = found.programs["step"].mesh
+    planned = {axis: size for axis, size in sizes.items() if size > 1}
     now, count = sizes.get("tensor", 1), prod(sizes.values())
     near = sorted(TENSOR_SIZES, key=lambda n: abs(n.bit_length() - now.bit_length()))
     for tensor in near:
@@ -136,7 +143,7 @@ def _meshes(config: Config, found: Plan) -> Iterator[dict[str, Any]]:
         for data in (1, 2, 4):
             mesh = {"data": data, "fsdp": rest // data, "tensor": tensor}
             kept = {axis: size for axis, size in mesh.items() if size > 1}
-            if rest % data == 0 and kept != sizes:
+            if rest % data == 0 and kept != planned:
                 text = ",".join(f"{axis}={size}" for axis, size in kept.items())
                 yield {"mesh": text or "data=1"}
 

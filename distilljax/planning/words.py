@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distilljax.planning.collectives import by_kind, by_part
+from distilljax.planning.collectives import by_kind
 from distilljax.planning.memory import OWNERS
 from distilljax.planning.plan import Plan, ProgramPlan, balance
 
@@ -84,6 +84,8 @@ def program_lines(name: str, program: ProgramPlan) -> list[str]:
     for live in program.memory.largest[:4]:
         where = live.op_name or "(the compiler's own)"
         out.append(f"     {live.shape!s:38}{gib(live.nbytes):>12}  {where[-60:]}")
+    if note := peak_note(peak, said):
+        out.append(f"  note: {note}")
     sent = by_kind(program.sent)
     if sent:
         out.append("  what a device sends in a step:")
@@ -92,9 +94,7 @@ def program_lines(name: str, program: ProgramPlan) -> list[str]:
             f"     {kind:38}{gib(row['bytes_per_step']):>12}  {row['times']:,} times"
         )
     if sent:
-        parts = by_part(program.sent).items()
-        said = ", ".join(f"{part} {gib(nbytes)}" for part, nbytes in parts if nbytes)
-        out.append(f"     of all that: {said}")
+        out.append(f"     of all that: {parts_sent(program.sent_by_part)}")
     if program.roofline is not None:
         line = program.roofline
         low, high = line.mfu
@@ -105,6 +105,41 @@ def program_lines(name: str, program: ProgramPlan) -> list[str]:
         )
     out.append(f"  compiled in {program.compile_seconds:.0f} s")
     return out
+
+
+def parts_sent(sent: Mapping[str, int]) -> str:
+    """What is sent, by what it is for.
+
+    Example:
+      >>> parts_sent({"teacher": 2**20, "student": 0, "loss": 0, "other": 512})
+      'teacher 1.00 MiB, other 0.50 KiB'
+    """
+    parts = (f"{part} {gib(nbytes)}" for part, nbytes in sent.items() if nbytes)
+    return ", ".join(parts) or "nothing"
+
+
+def peak_note(walk: int, said: int) -> str:
+    """What to make of two peaks that differ by more than 5 %; "" if they do not.
+
+    Args:
+      walk: The peak of the walk, which is the sum over the owners.
+      said: The compiler's; 0 if it states none.
+
+    Example:
+      >>> peak_note(99, 100), peak_note(99, 0)
+      ('', '')
+      >>> peak_note(40, 100)[:42]
+      'walk and compiler differ by 60%: the compi'
+    """
+    if not said or abs(walk - said) <= 0.05 * said:
+        return ""
+    differ = f"walk and compiler differ by {abs(walk - said) / said:.0%}"
+    if walk < said:
+        return (
+            f"{differ}: the compiler also counts what lies in the chip's own memory, "
+            "which is not in the owners, nor in what is set aside"
+        )
+    return f"{differ}: arrays share their place that the walk counts apart"
 
 
 def verdict(program: ProgramPlan) -> str:
@@ -184,7 +219,9 @@ def options(changes: Mapping[str, Any]) -> str:
 
 def ranking(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """What a search tried, the best first."""
-    out = [f"  {'':2}{'what':46}{'peak':>12}{'at least':>11}{'at most':>11}  bound by"]
+    out = [
+        f"  {'':2}{'what':46}{'set aside':>12}{'at least':>11}{'at most':>11}  bound by"
+    ]
     for number, row in enumerate(rows, 1):
         what = options(row["changes"])
         if row["fits"] is False:
@@ -194,5 +231,5 @@ def ranking(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         else:
             low, high = row["seconds"]
             end = f"{seconds(low):>11}{seconds(high):>11}  {row['bound_by']}"
-        out.append(f"  {number:<2}{what:46}{gib(row['peak']):>12}{end}")
+        out.append(f"  {number:<2}{what:46}{gib(row['allocated']):>12}{end}")
     return out

@@ -108,6 +108,59 @@ def test_a_wrong_command_says_what_is_missing(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "owner"),
+    [
+        ("sampled", "--k=5", "top_k"),
+        ("sampled", "--temperatures=1,2", "top_k"),
+        ("dense", "--num-samples=5", "sampled"),
+        ("top_k", "--hidden-dtype=int8", "hidden"),
+        ("none", "--values=bfloat16", "top_k"),
+    ],
+)
+def test_an_option_of_another_kind_is_not_ignored(
+    kind, option, owner, tmp_path, capsys
+):
+    out = tmp_path / "store"
+    assert main(["cache", str(CONFIG), "--out", str(out), "--kind", kind, option]) == 1
+    name = option.split("=")[0]
+    said = f"{name} must be given with --kind {owner} alone"
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+SUMMED = """
+from dataclasses import replace
+from distilljax.config import load_experiment
+from distilljax.objectives import LogitKD, Sum
+
+
+def config(seed=0):
+    found = load_experiment({path!r}).config(seed)
+    return replace(found, objective=Sum({{"soft": LogitKD(2.0), "own": LogitKD()}}))
+"""
+
+
+def test_the_grid_has_the_temperatures_of_the_parts_of_a_sum(tmp_path):
+    path, out = tmp_path / "summed.py", tmp_path / "store"
+    path.write_text(SUMMED.format(path=str(CONFIG)))
+    words = ["cache", str(path), "--out", str(out), "--kind", "top_k", "--k=4"]
+    assert main(words) == 0
+    assert SignalStore(out).kind.temperatures == (1.0, 2.0)
+
+
+def test_a_kind_that_the_loss_cannot_take_is_said_before_the_teacher_is_asked(
+    tmp_path, capsys
+):
+    out = tmp_path / "store"
+    words = ["cache", str(CONFIG), "--out", str(out), "--kind", "sampled"]
+    assert main([*words, "--objective.temperature=3"]) == 1
+    said = capsys.readouterr().err
+    assert "what is kept must be what LogitKD can learn from, got Sampled" in said
+    assert "temperature must be 1 where the teacher is a sample" in said
+    assert not list(out.glob("shard*"))
+
+
 def test_a_folder_without_a_store_is_named(tmp_path, capsys):
     assert main(["cache", "info", str(tmp_path)]) == 1
     assert "Write it: distilljax cache CONFIG --out DIR" in capsys.readouterr().err
@@ -116,4 +169,4 @@ def test_a_folder_without_a_store_is_named(tmp_path, capsys):
 def test_help_says_which_kind_is_for_what(capsys):
     with pytest.raises(SystemExit):
         main(["cache", "--help"])
-    assert "30 bytes per token" in capsys.readouterr().out
+    assert "30 to 45 bytes per token" in capsys.readouterr().out

@@ -36,6 +36,9 @@ def test_it_ends_with_3_only_where_a_step_is_known_not_to_fit(
     step = result["programs"]["step"]
     assert result["fits"] is step["fits"] is fits
     assert step["limit"] == limit
+    left = f"{(step['headroom'] or 0) / 2**20:.2f} MiB left"
+    assert (left in drawn) == (fits is True)
+    assert ("it does not fit as it is: --search" in said) == (fits is False)
     for text in (said, drawn):
         assert words in text
         assert ("does not fit" in text) == (fits is False)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distilljax.planning.collectives import by_kind, collectives
-from distilljax.planning.hlo import Program
+from distilljax.planning.collectives import Collective, by_kind, by_part, collectives
+from distilljax.planning.hlo import Program, Shape
 from distilljax.sharding import mesh_from_string
 
 MESH = "data=2,fsdp=2,tensor=2"
@@ -118,3 +118,24 @@ def test_a_permutation_is_named_by_those_that_really_send():
         "data",
         "fsdp",
     )  # from 1, which is (0, 1), to 2, which is (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("jit(_update)/jvp(teacher)/while/body/dot_general", "teacher"),
+        ("jit(run)/teacher/while/body/dot_general", "teacher"),
+        ("jit(_update)/transpose(jvp(student))/dot_general", "student"),
+        ("jit(_update)/jvp(fused_loss)/jit(local)/psum", "loss"),
+        ("jit(_update)/jvp(my_teacher)/dot_general", "other"),
+        ("state.params['teacher']['kernel']", "other"),
+        ("", "other"),
+    ],
+)
+def test_what_is_sent_belongs_to_the_scope_that_it_is_in(name, part):
+    shapes = (Shape("f32", (64,)),)
+    one = Collective("collective-permute", shapes, 2, ("fsdp",), 3, name)
+    sent = by_part([one])
+    assert {part: n for part, n in sent.items() if n} == {part: 3 * 64 * 4}
+    alone = by_part([one], unnamed="teacher")
+    assert alone["other"] == 0

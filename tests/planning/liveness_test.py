@@ -124,3 +124,21 @@ def test_the_place_of_a_loops_state_is_lent_between_its_values():
                         "%next = f32[1048576]{0} add(%x, %both)")  # fmt: skip
     assert held != LENT
     assert peak_of(Program(held)).nbytes == 5 * 4 * MIB
+
+
+FETCHED = """HloModule fetched, is_scheduled=true
+
+ENTRY %main (a: f32[1048576]) -> f32[1048576] {
+  %a = f32[1048576]{0} parameter(0)
+  %start = (f32[1048576]{0:S(1)}, f32[1048576]{0}, u32[]{:S(2)}) copy-start(%a)
+  %near = f32[1048576]{0:S(1)} copy-done(%start)
+  ROOT %end = f32[1048576]{0:S(1)} sort(%near), dimensions={0}
+}
+"""
+
+
+def test_what_is_copied_to_the_chip_is_not_in_memory_twice():
+    """An asynchronous copy names its source too, which is where it was."""
+    assert peak_of(Program(FETCHED)).nbytes < 4 * MIB + 8
+    apart = FETCHED.replace("{0:S(1)}, f32", "{0}, f32")
+    assert peak_of(Program(apart)).nbytes >= 2 * 4 * MIB

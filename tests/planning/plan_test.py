@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
@@ -15,62 +14,19 @@ import jax
 import numpy as np
 import pytest
 
-from distilljax import data, models, objectives, optimizers, students
-from distilljax.cli import overrides
+from distilljax import data, models, objectives, students
 from distilljax.config import Config, load_experiment, to_json
-from distilljax.data import text
 from distilljax.planning import open_topology, plan
 from distilljax.planning.hlo import Program
 from distilljax.planning.page import page
-from distilljax.planning.search import candidates, changed, search
-from distilljax.planning.words import lines, options, ranking
+from distilljax.planning.words import gib, lines
 from distilljax.programs import Programs
 from distilljax.sharding import mesh_from_string
 from distilljax.teachers import Placed
 from distilljax.workdir import TrainedRun
+from tests.planning.small import SMALL, language_model, needs_libtpu
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs/lm"
-needs_libtpu = pytest.mark.skipif(
-    find_spec("libtpu") is None, reason="libtpu is not installed: pip install [plan]"
-)
-SMALL = models.DecoderConfig(
-    vocab_size=264,
-    width=32,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=16,
-    ffn_width=48,
-    tied=False,
-    scan=True,
-)
-
-
-def language_model(**fields) -> Config:
-    documents = text.Tokenized(
-        text.Texts(("a text of some words",)), text.ByteTokenizer()
-    )
-    base = Config(
-        name="small",
-        student=SMALL,
-        teacher=students.Untrained(replace(SMALL, num_layers=4)),
-        objective=objectives.LogitKD(),
-        optimizer=optimizers.AdamW(learning_rate=1e-3),
-        data=text.Packed(documents, 64),
-        loader=data.Loader(batch_size=8),
-        eval_batch_size=8,
-        steps=1,
-        mesh="fsdp=4,tensor=2",
-        student_rules=models.DECODER_RULES,
-        teacher_rules=models.DECODER_RULES,
-    )
-    return replace(base, **fields)
-
-
-@pytest.fixture(scope="module")
-def here():
-    """The plan for the eight simulated devices of the tests."""
-    return plan(language_model())
 
 
 def test_owners_are_what_a_run_holds_on_a_device(here):
@@ -127,6 +83,12 @@ def test_a_plan_is_said_printed_and_drawn(here):
     assert result["chip"] is None
     assert result["seconds"] is None  # nobody knows what this CPU can do
     assert result["fits"] is None  # nor how much of its memory there is for it
+    sent = here.programs["step"].sent_by_part
+    assert sent["teacher"] > 0
+    assert f"of all that: teacher {gib(sent['teacher'])}, student" in said
+    assert f"Of all that: teacher {gib(sent['teacher'])}, student" in drawn
+    assert "its compiler says" not in drawn  # on a CPU it states no peak
+    assert "in 1 parts" not in drawn
     assert drawn.startswith("<!doctype html>")
     assert "http" not in drawn  # it needs no other file
 
@@ -166,64 +128,12 @@ def test_a_streamed_teacher_is_a_program_of_its_own():
     # of the teacher the student's devices have its head
     assert step["teacher parameters"] == pytest.approx(32 * 264 * 4, abs=8)
     assert own["teacher parameters"] > 3 * step["teacher parameters"]
+    # in the teacher's own program all that is sent is the teacher's
+    sent = found.programs["teacher"].sent_by_part
+    assert {part for part, nbytes in sent.items() if nbytes} == {"teacher"}
+    assert found.programs["step"].sent_by_part["teacher"] == 0
     # hidden states come with the batch: 2 rows, 64 tokens, 32 channels
     assert step["batch"] == 2 * 64 * (4 * 4 + 1) + 2 * 64 * 32 * 4
-
-
-@pytest.mark.slow
-def test_a_search_ranks_what_it_compiled(here):
-    config = language_model()
-    said = []
-    rows = search(config, open_topology(), here, limit=3, say=said.append)
-    assert len(said) == len(rows) - 1 >= 2
-    assert {} in [row["changes"] for row in rows]
-    assert all(row["fits"] is None for row in rows)  # of a CPU no limit is known
-    assert [row["peak"] for row in rows] == sorted(row["peak"] for row in rows)
-    assert not any("fit" in line for line in [*said, *ranking(rows)])
-
-
-def test_an_error_of_the_compiler_in_one_variant_does_not_end_the_search(
-    here, monkeypatch
-):
-    def broken(config, topology):
-        raise jax.errors.JaxRuntimeError("INTERNAL: during tiling. More\nof it")
-
-    monkeypatch.setattr("distilljax.planning.search.plan", broken)
-    said = []
-    rows = search(language_model(), open_topology(), here, limit=3, say=said.append)
-    assert [row["error"] for row in rows] == [None] + ["INTERNAL: during tiling"] * 2
-    assert all(line.endswith(": INTERNAL: during tiling") for line in said)
-    assert "--objective.chunk-tokens=" in said[0]
-
-
-def test_what_is_tried_can_be_pasted_behind_the_command(here):
-    """Of everything but remat, which only a config can name."""
-    path = str(RECIPES / "gemma2_9b_to_2b.py")
-    recipe = load_experiment(path).config(0)
-    parser = overrides.make_parser("plan", "", workdir=False)
-    tried = [c for c in candidates(language_model(), here) if "remat" not in c]
-    assert len(tried) > 4
-    for changes in tried:
-        _, experiment, words = overrides.parse(parser, [path, options(changes)])
-        (run,) = overrides.plan(experiment, words, seeds=[0], arms=None, parser=parser)
-        assert run.config == changed(recipe, changes), changes
-
-
-def test_a_search_leaves_the_batch_and_the_student_alone(here):
-    config = language_model(student=replace(SMALL, remat=None))
-    tried = list(candidates(config, here))
-    assert {name for changes in tried for name in changes} == {
-        "chunk_tokens", "mesh", "remat", "accumulate",
-    }  # fmt: skip
-    for changes in tried:
-        other = changed(config, changes)
-        assert other.loader == config.loader
-        shape = replace(other.student, remat=None)
-        assert shape == config.student
-        sizes = [
-            int(n) for n in other.mesh.replace("=", " ").replace(",", " ").split()[1::2]
-        ]
-        assert prod(sizes) == 8
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def test_a_chip_that_is_not_known_has_no_roofline():
 
 
 def test_what_fits_comes_first_then_what_is_faster_then_what_is_smaller():
-    def row(name, fits, seconds, peak):
-        return {"name": name, "fits": fits, "seconds": seconds, "peak": peak}
+    def row(name, fits, seconds, allocated):
+        return {"name": name, "fits": fits, "seconds": seconds, "allocated": allocated}
 
     rows = [
         row("does not fit", False, (1.0, 2.0), 9),

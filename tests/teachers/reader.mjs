@@ -6,13 +6,15 @@
 // prints what the store says as JSON: each unit, in the order of the keys, and the head. An
 // array is {dtype, shape, data}: data is base64 of little-endian numbers in C order.
 // Whatever is wrong with a file is an error that names the file, and status 1.
-// Only modules that Node brings are used. Node has Zstandard since 22.15; before that, only
-// shards that are not compressed are read.
+// Only modules that Node brings are used, and zstd.mjs where it has no Zstandard: before 22.15.
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import zlib from "node:zlib";
+
+import { Bytes, bit, must } from "./bytes.mjs";
+import { zstd } from "./zstd.mjs";
 
 const SIZES = {
   bool: 1, int8: 1, uint8: 1, int16: 2, uint16: 2, float16: 2, bfloat16: 2,
@@ -20,39 +22,9 @@ const SIZES = {
 };
 const product = (shape) => shape.reduce((a, b) => a * b, 1);
 
-function must(condition, rule) {
-  if (!condition) throw new Error(`must ${rule}`);
-}
-
 function sizeOf(dtype) {
   must(Object.hasOwn(SIZES, dtype), `have a dtype that is known, got ${dtype}`);
   return SIZES[dtype];
-}
-
-/** Bytes one after the other; a read beyond the end is an error. */
-class Bytes {
-  constructor(buffer) {
-    this.buffer = buffer;
-    this.at = 0;
-  }
-  take(size) {
-    must(this.at + size <= this.buffer.length, "not end in the middle of a part");
-    this.at += size;
-    return this.buffer.subarray(this.at - size, this.at);
-  }
-  rest = () => this.take(this.buffer.length - this.at);
-  uint8 = () => this.take(1)[0];
-  uint32 = () => this.take(4).readUInt32LE();
-  uint64 = () => Number(this.take(8).readBigUInt64LE());
-  float32s = (count) => floats(this.take(4 * count), "float32");
-  varint() {
-    for (let value = 0, shift = 1; ; shift *= 128) {
-      const byte = this.uint8();
-      value += (byte & 127) * shift;
-      if (byte < 128) return value;
-    }
-  }
-  end = () => must(this.at === this.buffer.length, "have no bytes behind the last part");
 }
 
 function fromBfloat16(half) {
@@ -131,10 +103,9 @@ function checked(content, { bytes, sha256: expected }) {
 function decompress(type, data) {
   if (type === 0) return data;
   must(type === 0x7a, `have chunks of Zstandard or uncompressed ones, got type ${type}`);
-  must(zlib.zstdDecompressSync, "be read with Node 22.15 or later, which has Zstandard");
   const bytes = new Bytes(data);
   const size = bytes.varint();
-  const found = zlib.zstdDecompressSync(bytes.rest());
+  const found = (zlib.zstdDecompressSync ?? zstd)(bytes.rest());
   must(found.length === size, "decompress to the size that it carries");
   return found;
 }
@@ -220,15 +191,10 @@ function decodeLogits(bytes, positions, logits) {
   must(options.dtype === "int8", `be of a dtype that is known, got ${options.dtype}`);
   const width = product(arrays.hidden.shape);
   const codes = bytes.take(positions * width);
-  const scales = bytes.float32s(positions);
+  const scales = floats(bytes.take(4 * positions), "float32");
   const states = Float32Array.from(codes, (_, i) =>
     codes.readInt8(i) * scales[Math.floor(i / width)]);
   return { hidden: asArray(states, "float32", [positions, width]) };
-}
-
-/** Bits of a section, from the least significant of its first byte. */
-function bit(section, i) {
-  return (section[i >> 3] >> (i & 7)) & 1;
 }
 
 /** The sets (Elias-Fano) at the end of a record: `sizes` are those of the positions. */
