@@ -22,8 +22,8 @@ store. Students are then trained from it, without the teacher in memory:
 A job that was killed goes on where it was: run the same command again. With several
 processes each writes its own shards.
 
-  --kind sampled   draws from the teacher: unbiased, 30 to 45 bytes per token; forward KL
-                   and soft cross-entropy at temperature 1
+  --kind sampled   draws from the teacher: unbiased, 30 to 45 bytes per token; forward
+                   KL and soft cross-entropy at temperature 1
   --kind top_k     the k likeliest classes and the mass of the others; 350 bytes for 128
   --kind hidden    the last hidden states: exact, for any divergence; width times dtype
   --kind dense     all logits: exact; for images and small vocabularies
@@ -140,7 +140,7 @@ def _kind(args: argparse.Namespace, config: Any) -> Any:
 
     _check_read(args)
     found = {name: getattr(args, name) for name in _READ.get(args.kind, ())}
-    given = {name: value for name, value in found.items() if value is not None}
+    given: Any = {name: value for name, value in found.items() if value is not None}
     if args.kind == "sampled":
         return teachers.Sampled(**given, seed=config.seed)
     if args.kind == "top_k":
@@ -157,7 +157,8 @@ def _kind(args: argparse.Namespace, config: Any) -> Any:
                     repr(args.temperatures),
                     "It is the grid that losses may use.",
                 )
-        return teachers.TopK(**given | {"temperatures": tuple(sorted(grid))})
+        given.pop("temperatures", None)
+        return teachers.TopK(temperatures=tuple(sorted(grid)), **given)
     if args.kind == "hidden":
         return teachers.Hidden(args.hidden_dtype or "same")
     return teachers.Dense() if args.kind == "dense" else None
