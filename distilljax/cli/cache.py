@@ -205,16 +205,19 @@ def _verify(argv: Sequence[str]) -> int:
 
 def _info(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="distilljax cache info", description="What is in a store."
+        prog="distilljax cache info",
+        description="What is in a store. Exits with 1 if a file of it is missing, or has "
+        "another size; `distilljax cache verify` reads them.",
     )
     parser.add_argument("store", metavar="DIR", help="folder of the store")
     parser.add_argument("--json", action="store_true", help="the whole manifest")
     args = parser.parse_args(list(argv))
-    from distilljax.teachers.store import read_manifest
+    from distilljax.teachers.store import SignalStore, read_manifest
 
     manifest = read_manifest(args.store)
     shown = json.dumps(manifest, indent=1) if args.json else None
-    print(shown or "\n".join(_lines(manifest)))
+    print(shown or "\n".join(_lines(manifest)), flush=True)
+    SignalStore(args.store, verify=False)
     return 0
 
 

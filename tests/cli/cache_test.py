@@ -166,6 +166,18 @@ def test_a_folder_without_a_store_is_named(tmp_path, capsys):
     assert "Write it: distilljax cache CONFIG --out DIR" in capsys.readouterr().err
 
 
+def test_a_shard_that_was_cut_is_said_with_what_is_in_the_store(
+    store, tmp_path, capsys
+):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    shard = copy / "shard-00000.array_record"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["cache", "info", str(copy)]) == 1
+    said = capsys.readouterr()
+    assert "positions" in said.out
+    assert "shard-00000.array_record" in said.err
+
+
 def test_help_says_which_kind_is_for_what(capsys):
     with pytest.raises(SystemExit):
         main(["cache", "--help"])
