@@ -206,8 +206,8 @@ def _verify(argv: Sequence[str]) -> int:
 def _info(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="distilljax cache info",
-        description="What is in a store. Exits with 1 if a file of it is missing, or has "
-        "another size; `distilljax cache verify` reads them.",
+        description="What is in a store. Exits with 1 if a file of it is missing or "
+        "has another size; `distilljax cache verify` reads them.",
     )
     parser.add_argument("store", metavar="DIR", help="folder of the store")
     parser.add_argument("--json", action="store_true", help="the whole manifest")
