@@ -194,7 +194,7 @@ BENCHMARKS = (
         "Training steps of pods, compiled ahead of time for the slices that they name: "
         "memory, what is sent, and a roofline.",
         "scale.json",
-        Form((), 240, (LIBTPU,)),
+        Form((), 30, (LIBTPU,)),
         page="scale.md",
     ),
     Benchmark(

@@ -36,8 +36,8 @@ class Chip:
     """How many devices JAX has of a chip."""
 
 
-_CLOUD = "Google Cloud, Cloud TPU documentation, "
-_NVIDIA = "NVIDIA, data sheet, "
+_CLOUD = "Google Cloud, Cloud TPU documentation, https://cloud.google.com/tpu/docs/"
+_NVIDIA = "NVIDIA, data sheet: NVIDIA "
 
 
 def _chip(
@@ -76,19 +76,20 @@ CHIPS = {
         _chip("v6e", ("TPU v6 lite", "TPU v6e"), 918, 31.25, 1638, 100, axes=2,
               source=_CLOUD + "v6e"),
         _chip("tpu7x", ("TPU7x",), 2307, 189.5, 7380, 100, axes=3,
-              source=_CLOUD + "TPU7x", devices=2),
-        _chip("l4", ("NVIDIA L4",), 121, 24, 300, 32, source=_NVIDIA + "L4"),
+              source=_CLOUD + "tpu7x", devices=2),
+        _chip("l4", ("NVIDIA L4",), 121, 24, 300, 32,
+              source=_NVIDIA + "L4 Tensor Core GPU"),
         _chip("l40s", ("NVIDIA L40S",), 362, 48, 864, 32, source=_NVIDIA + "L40S"),
         _chip("a100", ("NVIDIA A100",), 312, 80, 2039, 300,
-              source=_NVIDIA + "A100 80GB SXM"),
+              source=_NVIDIA + "A100 Tensor Core GPU, 80GB SXM"),
         _chip("h100", ("NVIDIA H100",), 989, 80, 3350, 450,
-              source=_NVIDIA + "H100 SXM"),
+              source=_NVIDIA + "H100 Tensor Core GPU, SXM"),
         _chip("h100-pcie", ("NVIDIA H100 PCIe",), 756, 80, 2000, 300,
-              source=_NVIDIA + "H100 PCIe"),
+              source=_NVIDIA + "H100 Tensor Core GPU, PCIe"),
         _chip("h100-nvl", ("NVIDIA H100 NVL",), 835, 94, 3900, 300,
-              source=_NVIDIA + "H100 NVL"),
+              source=_NVIDIA + "H100 Tensor Core GPU, NVL"),
         _chip("h200", ("NVIDIA H200",), 989, 141, 4800, 450,
-              source=_NVIDIA + "H200 SXM"),
+              source=_NVIDIA + "H200 Tensor Core GPU, SXM"),
     )
 }  # fmt: skip
 

@@ -110,8 +110,9 @@ class Observer:
         if split == "train":
             record = {**record, **self.meter.rates(record)}
             record["goodput"] = self.goodput()
+        record = {"seconds": self._seconds(), "split": split, **record}
         for writer in self._writers:
-            writer.write({"seconds": self._seconds(), "split": split, **record})
+            writer.write(record)
 
     def _advance(self, step: int) -> None:
         self._last = step

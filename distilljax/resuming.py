@@ -63,6 +63,17 @@ def other_run(path: Path) -> tuple[Path, int | None]:
             repr(str(path)),
             "Name a workdir of distilljax train, or one of its checkpoints/STEP.",
         )
+    root = path / "checkpoints"
+    if step is not None and not (root / str(step)).is_dir():
+        steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+        listed = ", ".join(map(str, steps)) or "none"
+        fail(
+            "train",
+            "--resume",
+            "name a checkpoint that is there",
+            repr(str(root / str(step))),
+            f"Those of this run are of steps: {listed}.",
+        )
     return path, step
 
 

@@ -247,13 +247,15 @@ class Run:
             return self.training.init(self.config.seed), 0
         step, state, meta = found
         if step > self.config.steps:
-            fail(
-                "train",
-                "--steps",
-                f"be at least {step}, which this run has made",
-                self.config.steps,
-                "Choose another folder for a shorter run.",
-            )
+            who, remedy = "this run", "Choose another folder for a shorter run."
+            if self.origin is not None:
+                who = "the run of --resume"
+                remedy = (
+                    "Ask for more steps, or name an earlier one of its checkpoints: "
+                )
+                remedy += "--resume RUN/checkpoints/STEP."
+            rule = f"be at least {step}, which {who} has made"
+            fail("train", "--steps", rule, self.config.steps, remedy)
         self.check_teacher(meta["teacher"])
         self.iterator.set_state(meta["data"])
         self.seconds_before = meta["seconds"]

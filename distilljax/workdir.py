@@ -164,11 +164,12 @@ def _check_place(
 ) -> None:
     """A folder for a run: not a bucket, not in another run, not somebody's files."""
     if re.match(r"[a-z0-9]+:/", str(folder)):
+        given = str(folder).replace(":/", "://", 1)  # a Path has one slash of the two
         fail(
             function,
             argument,
             "be a path",
-            repr(str(folder)),
+            repr(given),
             "Mount the bucket, and name the path under which it is mounted.",
         )
     locks = (p for p in folder.resolve().parents if (p / ".lock").exists())
@@ -260,22 +261,16 @@ class TrainedRun:
 
     def untrained(self) -> Any:
         """What makes the same shapes from the saved config alone, for a plan."""
-        return from_json(read_json(Path(self.workdir) / "config.json")["student"])
+        config = Path(self.workdir) / "config.json"
+        self._check_trained(config)
+        return from_json(read_json(config)["student"])
 
     def __call__(
         self, mesh: Mesh | None = None, rules: Sequence[Rule] = ()
     ) -> nnx.Module:
         """The module, its arrays restored straight onto the mesh (or one device)."""
         root = Path(self.workdir)
-        if not (root / "results.json").exists():
-            fail(
-                "TrainedRun",
-                "workdir",
-                "hold a finished run (a folder with results.json)",
-                repr(self.workdir),
-                "Train it first: distilljax train CONFIG --workdir "
-                f"{self.workdir}, or name another with --teacher.workdir.",
-            )
+        self._check_trained(root / "results.json")
         saved = read_json(root / "config.json")
         make = from_json(saved["student"])
         trainable = from_json(saved["trainable"]) or nnx.Param
@@ -287,6 +282,17 @@ class TrainedRun:
         checkpoints = Checkpoints(root / "checkpoints", read_only=True)
         found = checkpoints.restore_student(step, like)
         return nnx.merge(graphdef, found[field], found["rest"])
+
+    def _check_trained(self, file: Path) -> None:
+        if not file.exists():
+            fail(
+                "TrainedRun",
+                "workdir",
+                "hold a finished run (a folder with results.json)",
+                repr(self.workdir),
+                "Train it first: distilljax train CONFIG --workdir "
+                f"{self.workdir}, or name another with --teacher.workdir.",
+            )
 
 
 def placed(

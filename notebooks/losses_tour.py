@@ -22,7 +22,7 @@
 #
 # # A tour of the losses
 #
-# Every family of `distilljax.losses` in pictures: what a loss looks at, and what it cannot see.
+# The families of `distilljax.losses` in pictures: what a loss looks at, and what it cannot see.
 # All that is drawn is computed here, by the losses themselves, in two minutes on a laptop's
 # CPU. Change a setting and run all cells again.
 
@@ -645,6 +645,12 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
+# Not drawn here: of the
+# [relations](https://github.com/distilljax/distilljax/blob/main/docs/relation_losses.md),
+# `margin_mse` (rankers), `probabilistic_transfer` and `correlation_congruence`; of the
+# [features](https://github.com/distilljax/distilljax/blob/main/docs/feature_losses.md),
+# `variational_information` and the `MemoryQueue` of `contrastive`.
+#
 # Next: [losses](https://github.com/distilljax/distilljax/blob/main/docs/losses.md) between logits,
 # with formulas, gradients and the contract that all keep;
 # [features](https://github.com/distilljax/distilljax/blob/main/docs/feature_losses.md);

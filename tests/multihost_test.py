@@ -240,23 +240,27 @@ def test_sigterm_to_one_of_several_saves_the_same_step_on_all(tmp_path, count, t
     assert saved_arrays(tmp_path, step)["['step']"] == step
 
 
-@pytest.mark.parametrize("killed", [1, 0])
-def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(
-    killed, alone, tmp_path
+@pytest.mark.parametrize(("count", "killed"), [(2, 1), (2, 0), (4, 2)])
+def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(
+    count, killed, alone, tmp_path
 ):
     """In bounded time, with words; and nothing that was saved is lost."""
     words = ["--steps=30", "--keep-last=9", "--peer-timeout-secs=8"]
-    with Processes(2, tmp_path, *words) as processes:
+    with Processes(count, tmp_path, *words) as processes:
         processes.until(lambda: "step 11/" in processes.outputs[0])
         start = time.monotonic()
         processes.running[killed].kill()
-        other = processes.running[1 - killed]
-        assert other.wait(timeout=60) != 0, processes.outputs
+        codes = processes.codes(timeout_secs=60)
+        assert 0 not in codes, processes.outputs
         assert time.monotonic() - start < 45
-    if killed == 1:  # of process 0's end the runtime itself may speak first
-        assert "process 1 of 2 must answer within 8 s" in processes.outputs[0]
-        assert "--peer-timeout-secs" in processes.outputs[0]
-    run(2, tmp_path, "--steps=30", "--keep-last=9")
+    del processes.outputs[killed]
+    told = f"process {killed} of {count} must answer within 8 s"
+    aborted = "its runtime aborted, as it may when another process is gone"
+    for output in processes.outputs:  # gloo or JAX may abort any of them, in its words
+        (line,) = [x for x in output.splitlines() if x.startswith("error: distilljax:")]
+        assert told in line or aborted in line
+        assert killed != 0 or "process 0" in line
+    run(count, tmp_path, "--steps=30", "--keep-last=9")
     assert_close(alone, tmp_path, 30)
 
 

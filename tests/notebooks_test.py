@@ -12,6 +12,8 @@ from pathlib import Path
 import jupytext
 import pytest
 
+from distilljax import losses
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 SCRIPTS = sorted((REPOSITORY / "notebooks").glob("*.py"))
@@ -33,6 +35,13 @@ def test_the_script_says_what_the_notebook_says(path):
     assert jupytext.writes(jupytext.read(path), fmt="py:percent") == script, (
         f"{path.name} differs from its script: jupytext --sync notebooks/{path.name}"
     )
+
+
+def test_the_tour_shows_or_names_every_loss():
+    tour = (REPOSITORY / "notebooks" / "losses_tour.py").read_text()
+    public = {name for name, x in vars(losses).items() if callable(x)} - {"masked_sum"}
+    assert len(public) > 40
+    assert {name for name in public if not re.search(rf"\b{name}\b", tour)} == set()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)

@@ -9,6 +9,7 @@ import pytest
 
 from distilljax.cli import main
 from distilljax.trackers import TRACKERS, TrackerWriter, load_trackers
+from tests.saved import records
 
 RECORD = {"step": 10, "split": "train", "loss": 0.5, "kd": float("nan"), "seconds": 1.5}
 
@@ -94,6 +95,7 @@ def test_one_that_is_unknown_is_explained():
 
 
 TINY = "tests/cli/tiny.py"
+SPLITS = ("train", "validation")
 
 
 def test_a_command_logs_to_all_that_it_names(tmp_path, fakes, monkeypatch):
@@ -112,6 +114,9 @@ def test_a_command_logs_to_all_that_it_names(tmp_path, fakes, monkeypatch):
         assert len(logged) == 3 + 1  # three lines of training, one validation
         assert "train/loss" in logged[0][1]
         assert fake.calls[-1] == ("finish",)
+        # to the last digit those of metrics.jsonl
+        times = [x for c in logged for k, x in c[1].items() if k.endswith("/seconds")]
+        assert times == [r["seconds"] for s in SPLITS for r in records(tmp_path, s)]
 
 
 def test_a_command_without_it_is_explained(tmp_path, monkeypatch, capsys):

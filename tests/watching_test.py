@@ -156,6 +156,41 @@ def test_one_run_is_shown_in_detail(tmp_path, capsys):
     assert "left" not in out  # of a run that is not running
 
 
+def headers(out: str) -> list[str]:
+    return next(line.split() for line in out.splitlines() if "state" in line)
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "shown"),
+    [
+        ("160", {"mfu": 0.42}, ["validation", "speed", "MFU"]),
+        ("160", {"mfu": None}, ["validation", "speed"]),
+        ("80", {"mfu": 0.42}, ["validation"]),
+        ("90", {"mfu": 0.42}, ["validation", "speed"]),
+        ("60", {"mfu": 0.42}, []),
+    ],
+)
+def test_headers_and_cells_are_whole_and_columns_without_a_value_are_left_out(
+    tmp_path, capsys, monkeypatch, columns, more, shown
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    full = FULL | {"mfu": None, "tokens_per_second": 1234567.0, "loss": 0.0123} | more
+    lines = [line(10_000), line(20_000, **full)]
+    lines += [line(20_000, "validation", accuracy=0.9876)]
+    paths = [tmp_path / f"soft_{i}" for i in range(2)]
+    for path in paths:
+        make(path, lines=lines, steps=100_000)
+    with (paths[0] / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["watch", str(tmp_path), "--once"]) == 0
+        out = capsys.readouterr().out
+    assert headers(out) == ["run", "state", "step", "loss", *shown, "left"]
+    assert "44:26:40" in out
+    assert "…" not in out
+    assert main(["watch", str(tmp_path), "--once"]) == 0
+    assert "left" not in headers(capsys.readouterr().out)  # nothing to wait for
+
+
 @pytest.mark.parametrize("columns", ["60", "80", "160"])
 def test_several_runs_are_a_table(tmp_path, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)

@@ -98,6 +98,16 @@ def test_a_run_does_not_lie_in_another(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("given", ["gs://bucket/run", "s3://bucket"])
+def test_the_address_of_a_bucket_is_refused_as_it_was_given(given):
+    with (
+        pytest.raises(ValueError, match=rf"be a path, got '{given}'. Mount the bucket"),
+        claim(Path(given), SAVED),
+    ):
+        pass
+    assert not Path(given).exists()
+
+
 def test_empty_folders_are_no_reason_to_refuse(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with claim(tmp_path, SAVED):
@@ -162,10 +172,12 @@ def test_a_trained_run_needs_of_its_config_the_student_alone(run, tmp_path):
 
 
 def test_a_run_that_is_not_finished_is_no_teacher(tmp_path):
-    with pytest.raises(ValueError, match="hold a finished run") as error:
-        TrainedRun(str(tmp_path))()
-    assert "distilljax train CONFIG --workdir" in str(error.value)
-    assert "--teacher.workdir" in str(error.value)
+    run = TrainedRun(str(tmp_path))
+    for use in (run, run.untrained):  # to train, and to plan
+        with pytest.raises(ValueError, match="hold a finished run") as error:
+            use()
+        assert "distilljax train CONFIG --workdir" in str(error.value)
+        assert "--teacher.workdir" in str(error.value)
 
 
 def test_the_saved_config_is_the_resolved_one(run):

@@ -6,6 +6,7 @@ import os
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -26,6 +27,9 @@ Ends when all are finished, or with Ctrl-C.
 # What is no term of the loss, and is shown elsewhere or not at all.
 _NO_TERM = ("step", "seconds", "split", "loss", "goodput", "mfu")
 _NO_TERM_BEGINS = ("share_", "flops_", "memory_", "examples_", "tokens_")
+# Columns that are left out where there is no room, the first one first.
+_LESS_IMPORTANT = ("MFU", "speed", "validation", "loss")
+_NAME_WIDTH = 12
 _COLORS = {"running": "green", "finished": "cyan", "stopped": "yellow"}
 
 
@@ -80,17 +84,31 @@ def _table(runs: Sequence[Status], width: int) -> Table:
         "MFU": lambda run: _percent(run.train.get("mfu")),
         "left": lambda run: _duration(run.seconds_left) * (run.state == "running"),
     }
-    if width < 80:  # no room: the names of the runs would go first
-        columns = {name: columns[name] for name in ("state", "step", "loss", "left")}
+    cells = {name: [show(run) for run in runs] for name, show in columns.items()}
+    cells = _fitting(cells, width - _NAME_WIDTH - 3)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold", min_width=12)
-    for name in columns:
+    table.add_column("run", overflow="fold", min_width=_NAME_WIDTH)
+    for name in cells:
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     root = os.path.commonpath([run.path.parent for run in runs])
-    for run in runs:
-        cells = (show(run) for show in columns.values())
-        table.add_row(os.path.relpath(run.path, root), *cells)
+    for run, *row in zip(runs, *cells.values(), strict=True):
+        table.add_row(os.path.relpath(run.path, root), *row)
     return table
+
+
+def _fitting(cells: dict[str, list[Any]], width: int) -> dict[str, list[Any]]:
+    """Columns that have a value; without the less important ones if they are too wide.
+
+    Example:
+      >>> _fitting({"loss": ["0.1234"], "speed": ["123 tok/s"], "MFU": [""]}, 18)
+      {'loss': ['0.1234']}
+    """
+    found = {name: column for name, column in cells.items() if any(column)}
+    for name in _LESS_IMPORTANT:
+        widths = (max(map(len, (x, *column))) + 2 for x, column in found.items())
+        if sum(widths) > width:
+            found.pop(name, None)
+    return found
 
 
 def _detail(run: Status) -> Panel:

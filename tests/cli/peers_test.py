@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from distilljax.cli.peers import Peers
@@ -42,6 +46,7 @@ def watcher(monkeypatch):
     for peers in made:
         peers._over.set()
         peers.join()
+        peers._last_words.withdraw()
 
 
 @pytest.mark.parametrize("words", [GLOO, NCCL])
@@ -55,6 +60,37 @@ def test_a_lost_connection_waits_until_who_was_killed_is_silent_for_too_long(wat
     peers, gone = watcher(Store(_1="done", _2="7"), timeout_secs=1)
     peers.await_cause(RuntimeError(GLOO))
     assert gone == [(2, "nothing since 1 s")]
+
+
+def test_one_that_ends_because_of_another_names_that_one_to_the_rest(watcher):
+    """Else they would look for the cause where there is none."""
+    peers, gone = watcher(Store(_1="lost 2 nothing since 60 s", _2="7"), 60)
+    peers.join(timeout=30)
+    assert gone == [(2, "nothing since 60 s")]
+
+
+SPEAKING = """
+import os, sys
+from distilljax.cli.peers import LastWords
+
+words = LastWords("these are the last words")
+if sys.argv[1] == "withdrawn":
+    words.withdraw()
+if sys.argv[1] == "in order":
+    sys.exit(1)
+os.abort()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("aborted", True), ("withdrawn", False), ("in order", False)]
+)
+def test_last_words_are_of_a_process_that_could_not_speak(how, said):
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAKING, how], capture_output=True, timeout=60
+    )
+    assert done.returncode == (1 if how == "in order" else -signal.SIGABRT)
+    assert (b"these are the last words" in done.stderr) == said
 
 
 @pytest.mark.parametrize(
