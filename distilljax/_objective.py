@@ -55,7 +55,8 @@ def temperatures_of(objective: Objective) -> list[Any]:
       >>> temperatures_of(Sum({"a": LogitKD(4.0), "b": LogitKD(), "c": LogitKD(4.0)}))
       [4.0, 1.0]
     """
-    each = [p.temperature for p in parts_of(objective) if hasattr(p, "temperature")]
+    parts: list[Any] = parts_of(objective)
+    each = [part.temperature for part in parts if hasattr(part, "temperature")]
     return [x for i, x in enumerate(each) if x not in each[:i]]
 
 
