@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +19,7 @@ import pytest
 
 from distilljax._functional import freeze
 from distilljax.workdir import TrainedRun, fingerprint
-from tests.processes import environment
+from tests.processes import Command, environment
 from tests.saved import losses, records, saved_arrays, saved_steps
 
 pytestmark = pytest.mark.slow
@@ -36,8 +33,8 @@ SHORT += ["--loader.batch-size=96", "--mesh=data=4,fsdp=2", "--log-every-steps=1
 SHORT += ["--checkpoint-every-steps=5", "--eval-every-steps=10"]
 
 
-class Processes:
-    """``distilljax train`` in one or more processes; ended whatever happens."""
+class Processes(Command):
+    """A short run of digits."""
 
     def __init__(
         self,
@@ -47,59 +44,9 @@ class Processes:
         config: str = DIGITS,
         verb: str = "train",
     ):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.outputs = [""] * count
-        self.running = []
-        self._readers = []
-        for i in range(count):
-            command = [sys.executable, "-m", "distilljax", verb, config, *SHORT]
-            command += ["--workdir", str(workdir), *words]
-            if count > 1:
-                command += ["--multihost", "--coordinator", f"127.0.0.1:{port}"]
-                command += ["--num-processes", str(count), "--process-id", str(i)]
-            process = subprocess.Popen(
-                command,
-                env=environment(num_devices=8 // count),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            self.running.append(process)
-            reader = threading.Thread(target=self._read, args=(i, process))
-            reader.start()
-            self._readers.append(reader)
-
-    def _read(self, i: int, process: subprocess.Popen) -> None:
-        with process.stdout as lines:
-            for line in lines:
-                self.outputs[i] += line
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.running:
-            process.kill()
-        for reader in self._readers:
-            reader.join(timeout=10)
-
-    def until(self, holds: Callable[[], bool], timeout_secs: float = 150) -> None:
-        deadline = time.monotonic() + timeout_secs
-        while not holds():
-            ended = [p.poll() for p in self.running]
-            assert ended == [None] * len(ended), (ended, self.outputs)
-            assert time.monotonic() < deadline, self.outputs
-            time.sleep(0.01)
-
-    def codes(self, timeout_secs: float = 150) -> list[int]:
-        deadline = time.monotonic() + timeout_secs
-        for process in self.running:
-            process.wait(timeout=max(1.0, deadline - time.monotonic()))
-        for reader in self._readers:
-            reader.join(timeout=10)
-        return [p.returncode for p in self.running]
+        super().__init__(
+            count, [verb, config, *SHORT, "--workdir", str(workdir), *words]
+        )
 
 
 def run(count: int, workdir: Path, *words: str, **options: str) -> list[str]:

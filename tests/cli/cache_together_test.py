@@ -6,13 +6,7 @@ way or found the disk full; whoever is left ends soon, and with words.
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +14,7 @@ import pytest
 
 from distilljax.teachers import CachedTeacher, SignalStore
 from tests.disks import faulty_library, small_disk
-from tests.processes import environment
+from tests.processes import Command
 from tests.saved import records
 from tests.teachers.tiny import files
 
@@ -31,67 +25,8 @@ TELLING = Path(__file__).parents[1] / "teachers" / "telling.py"
 SHARDS = ["--kind", "dense", "--shard-rows", "8", "--eval-batch-size=8"]
 
 
-class Started:
-    """A command in one or more processes, and what they print."""
-
-    def __init__(self, count: int, words: list[str], **variables: dict[int, str]):
-        """Variables of the environment, for each name by process."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.outputs, self.running, self._readers = [""] * count, [], []
-        for i in range(count):
-            command = [sys.executable, "-m", "distilljax", *words]
-            if count > 1:
-                command += ["--multihost", "--coordinator", f"127.0.0.1:{port}"]
-                command += ["--num-processes", str(count), "--process-id", str(i)]
-            own = {name: of[i] for name, of in variables.items() if i in of}
-            process = subprocess.Popen(
-                command,
-                env={**environment(num_devices=8 // count), **own},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            self.running.append(process)
-            reader = threading.Thread(target=self._read, args=(i, process))
-            reader.start()
-            self._readers.append(reader)
-
-    def _read(self, i: int, process: subprocess.Popen) -> None:
-        with process.stdout as lines:
-            for line in lines:
-                self.outputs[i] += line
-
-    def codes(self, timeout_secs: float = 240) -> list[int]:
-        deadline = time.monotonic() + timeout_secs
-        for process in self.running:
-            process.wait(timeout=max(1.0, deadline - time.monotonic()))
-        for reader in self._readers:
-            reader.join(timeout=10)
-        return [process.returncode for process in self.running]
-
-    def until(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not holds():
-            ended = [process.poll() for process in self.running]
-            assert set(ended) == {None}, (ended, self.outputs)
-            assert time.monotonic() < deadline, self.outputs
-            time.sleep(0.001)
-
-
-@contextlib.contextmanager
-def started(count: int, words: list[str], **variables: dict[int, str]) -> Iterator:
-    found = Started(count, words, **variables)
-    try:
-        yield found
-    finally:
-        for process in found.running:
-            process.kill()
-
-
 def run(count: int, words: list[str]) -> None:
-    with started(count, words) as found:
+    with Command(count, words) as found:
         assert found.codes() == [0] * count, found.outputs
 
 
@@ -143,8 +78,8 @@ def test_one_of_the_writers_is_killed_again_and_again(tmp_path, whole):
     """Of two, of four, of two, each time after some more shards; then one goes on."""
     out, before = tmp_path / "store", 0
     for count, killed in ((2, 1), (4, 2), (2, 0)):
-        with started(count, cached(out, "--peer-timeout-secs=8")) as writers:
-            writers.until(lambda least=before + 3: complete(out) >= least)
+        with Command(count, cached(out, "--peer-timeout-secs=8")) as writers:
+            writers.until(lambda least=before + 3: complete(out) >= least, every=0.001)
             start = time.monotonic()
             writers.running[killed].kill()
             codes = writers.codes(timeout_secs=60)
@@ -161,8 +96,8 @@ def test_one_of_the_writers_is_killed_again_and_again(tmp_path, whole):
 @pytest.mark.parametrize("then", [1, 4])
 def test_writers_that_are_all_killed_and_others_go_on(tmp_path, whole, then):
     out = tmp_path / "store"
-    with started(2, cached(out)) as writers:
-        writers.until(lambda: complete(out) > 20)
+    with Command(2, cached(out)) as writers:
+        writers.until(lambda: complete(out) > 20, every=0.001)
         for process in writers.running:
             process.kill()
         writers.codes()
@@ -177,7 +112,7 @@ def test_a_disk_that_fails_under_one_of_them_ends_both(tmp_path, whole):
     faults = {"LD_PRELOAD": str(library), "FAULTY_DIR": f"{out}/"}
     faults |= {"FAULTY_EVERY": "1", "FAULTY_AFTER": "60"}
     one = {name: {1: value} for name, value in faults.items()}
-    with started(2, cached(out), **one) as writers:
+    with Command(2, cached(out), **one) as writers:
         writers.running[1].wait(timeout=120)
         start = time.monotonic()
         assert 0 not in writers.codes(timeout_secs=60), writers.outputs
@@ -194,7 +129,7 @@ def test_a_disk_that_is_full_ends_both_and_room_lets_them_go_on(tmp_path, whole)
     size = sum(map(len, whole.values()))
     with small_disk(tmp_path / "small", str(size // 2)) as (mount, remount):
         out = mount / "store"
-        with started(2, cached(out)) as writers:
+        with Command(2, cached(out)) as writers:
             assert 0 not in writers.codes(), writers.outputs
             assert "space" in "".join(writers.outputs)
         assert complete(out) > 0
