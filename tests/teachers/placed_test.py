@@ -332,26 +332,3 @@ def test_the_host_is_no_further_ahead_than_the_teacher(tiny, monkeypatch):
     assert Window(lead=2)._max_lead == 2
     monkeypatch.setattr("distilljax.metrics.max_lead", lambda: 0)
     assert Window(lead=2)._max_lead == 0
-
-
-def test_memory_of_a_run_does_not_grow(tmp_path, tiny, monkeypatch):
-    """And nothing is fetched between two lines of metrics."""
-    sizes, original = [], Stream.__next__
-
-    def counted(stream):
-        sizes.append(sum(x.nbytes for x in jax.live_arrays()))
-        with jax.transfer_guard_device_to_host("disallow"):
-            return original(stream)
-
-    monkeypatch.setattr(Stream, "__next__", counted)
-    config = replace(
-        tiny,
-        teacher=Placed(tiny.teacher, "tensor=4", depth=2),
-        steps=150,
-        log_every_steps=10,
-        eval_every_steps=150,
-    )
-    train(config, tmp_path)
-    assert len(sizes) == 150
-    # a window of metrics comes and goes
-    assert max(sizes[100:]) <= max(sizes[20:60])
