@@ -27,6 +27,7 @@ from distilljax.sharding import (
     mesh_from_string,
     tree_shardings,
 )
+from tests import disks
 
 # When it cannot restore an array, Orbax drops the reading of others.
 pytestmark = pytest.mark.filterwarnings(
