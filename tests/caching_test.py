@@ -409,8 +409,10 @@ WRITE = """
 import sys
 from distilljax.caching import cache
 from distilljax.teachers import Sampled
+from tests.teachers import telling
 from tests.teachers.tiny import text_config
-cache(text_config(eval_batch_size=1), sys.argv[1], logits=Sampled(20), shard_rows=1)
+config = text_config(data=telling.config().data)
+cache(config, sys.argv[1], logits=Sampled(20), shard_rows=8)
 """
 
 
@@ -424,11 +426,10 @@ def test_a_writer_that_is_killed_goes_on_and_ends_in_the_same_bytes(tmp_path):
     """Killed five times, each time after some more shards; see benchmarks/store.py."""
     assert writer(tmp_path / "whole").wait() == 0
     killed = tmp_path / "killed"
-    for number in (0, 1, 3, 6, 10):
+    for number in (0, 1, 10, 25, 40):  # of some 95
         process = writer(killed)
         while process.poll() is None:
             if len(list(killed.glob("shard-*.json"))) > number:
-                time.sleep(0.003 * number)
                 os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.001)
