@@ -34,6 +34,11 @@ from distilljax.teachers import (
 )
 from tests.teachers.tiny import Telling, digits, image_config, rows, tell, text_config
 
+# Threads that still read for the example before use `random` while this one is drawn.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::hypothesis.errors.HypothesisDeprecationWarning"
+)
+
 KINDS = {
     "sampled": Sampled(20),
     "top_k": TopK(8, (1.0, 2.0)),
