@@ -132,10 +132,10 @@ class Peers(threading.Thread):
 
     def _exit(self, code: int, lost: int | None = None) -> NoReturn:
         """End here; process 0 when the others, but for a lost one, have read why."""
+        if self._last_words is not None:  # first: gloo may abort it while it waits
+            self._last_words.withdraw()
         if self._process == 0:
             self._wait_for(self._seen.keys() - {lost}, 3 * self._every)
-        if self._last_words is not None:
-            self._last_words.withdraw()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
