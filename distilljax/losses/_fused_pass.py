@@ -227,6 +227,8 @@ def run_chunks(
     )
     num_chunks = -(-num_rows // size)
     (values, by_row, summed), _ = jax.lax.scan(body, zeros, jnp.arange(num_chunks))
+    if "kernel" in summed and plan.tied:
+        summed["kernel"] = summed["kernel"].T
     return values, by_row | summed
 
 
@@ -280,7 +282,10 @@ def one_chunk(
     if "hidden" in wanted:
         by_row["hidden"] = plan.products.to_hidden(back, head["kernel"])
     if "kernel" in wanted:
-        summed["kernel"] = plan.products.to_kernel(hidden, back)
+        # Summed as it lies in memory: a copy of it, transposed, is not always fused.
+        products = plan.products
+        product = products.to_embedding if plan.tied else products.to_kernel
+        summed["kernel"] = product(hidden, back)
     return values, by_row, summed
 
 

@@ -49,9 +49,15 @@ class Products:
 
     def to_kernel(
         self, hidden: Float[Array, "rows width"], slope: Float[Array, "rows classes"]
-    ) -> Array:
+    ) -> Float[Array, "width classes"]:
         """hidden.T @ slope: the gradient of the kernel, of these positions."""
         return self.hold(self._dot("rw,rc->wc", hidden, slope))
+
+    def to_embedding(
+        self, hidden: Float[Array, "rows width"], slope: Float[Array, "rows classes"]
+    ) -> Float[Array, "classes width"]:
+        """The same, transposed; on a CPU this product takes half the time."""
+        return self.hold(self._dot("rc,rw->cw", slope, hidden), axis=0)
 
     def hold(self, x: Array, axis: int = 1) -> Array:
         """Keep an axis split over `classes_axis`, and nothing else over it."""
