@@ -126,22 +126,26 @@ def beside_others(found: Found | None) -> str:
     """Every variant of every setting."""
     if found is None:
         return "Not run."
+    ratios = ("time", "cpu", "peak", "peak_trimmed")
     lines = [
         (
             f"{at}: {NAMES.get(name, name)}",
             case.get("version", ""),
-            *(f"{case[key]:.2f}" for key in ("time_ratio", "cpu_ratio", "peak_ratio")),
+            *(f"{case[f'{key}_ratio']:.2f}" for key in ratios),
             f"{case['first_step_cpu_seconds']:.1f} s",
         )
         for at, cases in settings(found)
         for name, case in cases.items()
     ]
-    head = ("", "version", "time", "CPU time", "peak memory", "first step, CPU")
+    peaks = ("peak memory", "the same, trimmed")
+    head = ("", "version", "time", "CPU time", *peaks, "first step, CPU")
     text = table(head, lines)
     before, after = (found["load_average"][when][0] for when in ("before", "after"))
     held = found["exact"]["vocabulary"]["temp_bytes"]
     return (
-        f"{text}\n\nThe load average of the machine was {before:.1f} before and "
+        f"{text}\n\nTrimmed is the peak of a step after `malloc_trim`: what compilers "
+        "have freed, and glibc keeps, is a good part of the other. The load "
+        f"average of the machine was {before:.1f} before and "
         f"{after:.1f} after; under load, CPU time says more than time. In the setting "
         f"of a large vocabulary the compiler gives our program "
         f"{megabytes(held['ours'])} of temporary memory, and the hand-written one "

@@ -117,6 +117,8 @@ def lm(found: Found) -> Iterable[Row]:
         yield row(f"{at}: CPU time", ours["cpu_ratio"], most=most("cpu"), plain=True)
         peak = ours["peak_ratio"]
         yield row(f"{at}: peak memory", peak, most=most("peak"), plain=True)
+        peak = ours["peak_trimmed_ratio"]
+        yield row(f"{at}: peak memory, what was freed given back", peak, plain=True)
     own, other = (found["vocabulary"]["stock"][name] for name in ("ours", "plain"))
     first = own["first_step_cpu_seconds"] / other["first_step_cpu_seconds"]
     what = "vocabulary, as it is: CPU time of the first step, which compiles"
