@@ -9,9 +9,10 @@ are alive at once and make their steps in turn; a ratio is the median over round
 ratio to plain JAX within a round, so that a busy machine slows both. Parameters, losses
 and the FLOPs of the products must agree, or it stops. Peak memory is the growth of the
 resident size over its level after the imports, the first step's, which compiles, left
-out; its time is reported by itself. What a compiler has freed and the allocator keeps is
-in it: `peak_trimmed` is that of a step after `malloc_trim`. ENV is an environment with torch, liger-kernel and
-trl, and another with google-tunix and the jax and flax of here.
+out; its time is reported by itself. What compilers have freed and the allocator keeps
+is in it; `peak_trimmed` is that of a step after `malloc_trim`. ENV is an environment
+with torch, liger-kernel and trl, and another with google-tunix and the jax and flax of
+here.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def forget_peak() -> None:
 
 
 def give_back() -> None:
-    """Return what was freed, of the compiler too, to the system: glibc would keep it."""
+    """What was freed, by compilers too, goes to the system; glibc would keep it."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
