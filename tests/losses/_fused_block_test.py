@@ -84,14 +84,17 @@ def test_a_tied_kernel_is_read_where_it_lies():
 
 
 def test_the_gradient_of_a_tied_kernel_is_summed_as_the_kernel_lies():
-    """On a TPU in bfloat16 a sum that lies the other way is copied twice at the end."""
+    """On a TPU in bfloat16 a sum that lies the other way is copied twice at the end.
+
+    Three times the kernel in float32 it then takes; here at most twice, and a block.
+    """
     place = jax.sharding.SingleDeviceSharding(open_topology("v5p:2x2x1").devices[0])
     classes, width, chunk = 32000, 1024, 256
     step, _ = tied_step(True)
     shapes = [(rows, width) for rows in (8 * chunk, classes, classes)]
     args = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=place) for s in shapes]
     held = step.lower(*args).compile().memory_analysis().temp_size_in_bytes
-    assert held <= 4 * classes * (width + 3 * chunk)
+    assert held <= 4 * classes * (2 * width + chunk)
 
 
 @pytest.mark.parametrize("tied", [True, False])
