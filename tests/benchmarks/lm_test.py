@@ -19,7 +19,7 @@ lm_worker = importlib.import_module("lm_worker")
 # What was reached, with room for noise: the goals were .50 of the time, .58 with huge
 # pages, .55 of the peak and 1.2 of the first step. docs/benchmarks.md marks them as
 # missed, and docs/language_models.md says why. With huge pages it was .74 of the CPU
-# time on a machine with AVX-512, and .84 on one without, where pages cost less.
+# time on one machine, and .84 on a slower one, without AVX-512.
 LIMITS = {"stock": 0.80, "huge_pages": 0.90, "first": 1.5}
 LIMITS |= {"peak": 0.70, "trimmed": 0.65}
 TINY = {"classes": 512, "teacher": (128, 2), "student": (64, 1)}
