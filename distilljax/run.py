@@ -32,7 +32,7 @@ from distilljax.teachers.placed import teacher_meshes
 from distilljax.throughput import Meter
 from distilljax.together import Clock
 from distilljax.tracing import Steps, Trace
-from distilljax.vocabulary import one_vocabulary
+from distilljax.vocabulary import check_same_tokens, one_vocabulary
 from distilljax.workdir import read_json, remove_half_written, versions
 
 # What the validation split is measured by, and which value is the best; the last two
@@ -152,6 +152,7 @@ class Run:
             if part is not None:
                 source = self.open(part)
                 next(self.config.loader.eval_batches(source, batch_size=1))
+                check_same_tokens(name, source, self.source)
                 self.check_labels(name, source)
         known = list(SELECTABLE) if self.teacher else list(SELECTABLE)[:3]
         if self.config.select not in (None, *known):

@@ -74,20 +74,51 @@ def check_tokenizers(config: Config, tokenizer: Tokenizer) -> None:
     models = _pretrained((config.teacher, config.student))
     for path in sorted({model.path_or_id for model in models}):
         own = _tokenizer_of(Path(path))
-        if own is None:
-            continue
-        shared = min(own.vocab_size, tokenizer.vocab_size)
-        different = [i for i in range(shared) if own.token(i) != tokenizer.token(i)]
-        if different:
-            first = different[0]
+        if own is not None and (found := differing(tokenizer, own)):
             fail(
                 "train",
                 "the tokenizer of the data",
                 f"be that of {path}",
-                f"{len(different):,} of {shared:,} tokens that differ; token {first} "
-                f"is {tokenizer.token(first)!r}, and {own.token(first)!r} there",
+                found,
                 "Name the model's own tokenizer in the config's data.",
             )
+
+
+def check_same_tokens(name: str, part: Any, source: Any) -> None:
+    """What a run is measured on has the tokens that it is trained on.
+
+    Args:
+      name: Of the split.
+      part: Its source.
+      source: The source of the data. Where either is no text, nothing is compared.
+
+    Raises:
+      ValueError: A token has another meaning; names the first one.
+    """
+    own, tokenizer = (getattr(x, "tokenizer", None) for x in (part, source))
+    if own is None or tokenizer is None or own.fingerprint == tokenizer.fingerprint:
+        return
+    if found := differing(own, tokenizer):
+        fail(
+            "train",
+            f"the tokenizer of {name}",
+            "be that of the data",
+            found,
+            f"Name the same tokenizer in the config's data and {name}.",
+        )
+
+
+def differing(found: Tokenizer, known: Tokenizer) -> str | None:
+    """How many tokens mean something else, and the first of them; None if none does."""
+    shared = min(found.vocab_size, known.vocab_size)
+    different = [i for i in range(shared) if found.token(i) != known.token(i)]
+    if not different:
+        return None
+    first = different[0]
+    return (
+        f"{len(different):,} of {shared:,} tokens that differ; token {first} is "
+        f"{found.token(first)!r}, and {known.token(first)!r} there"
+    )
 
 
 def _pretrained(part: Any) -> Iterator[Pretrained]:

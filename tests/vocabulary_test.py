@@ -16,7 +16,7 @@ from distilljax.data import Loader
 from distilljax.data.text import ByteTokenizer, Packed, Texts, Tokenized, TokenizerJson
 from distilljax.sharding import mesh_from_string
 from distilljax.train import evaluate, train
-from distilljax.vocabulary import aligned, check_tokenizers
+from distilljax.vocabulary import aligned, check_same_tokens, check_tokenizers
 from tests.data.text.gguf_test import write
 from tests.data.text.tiny import documents, train_tokenizer
 
@@ -112,3 +112,22 @@ def test_a_tokenizer_of_the_same_size_that_is_another_is_an_error(config, tmp_pa
     fewer.mkdir()
     (fewer / "tokenizer.json").write_text(json.dumps(stored))
     check_tokenizers(config, TokenizerJson(str(fewer))())
+
+
+@pytest.mark.parametrize("split", ["validation", "test", "other_tests"])
+def test_every_split_has_the_tokens_of_the_data(config, tmp_path, split):
+    """Else a perplexity would be printed that means nothing."""
+    other = TokenizerJson(str(train_tokenizer(tmp_path / "other", vocab_size=260)))
+    rows = replace(config.data, text=replace(config.data.text, tokenizer=other))
+    part = {"news": rows} if split == "other_tests" else rows
+    name = "news" if split == "other_tests" else split
+    match = f"the tokenizer of {name} must be that of the data, got .* that differ; "
+    with pytest.raises(ValueError, match=match):
+        train(replace(config, **{split: part}), tmp_path / "run")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_images_and_equal_tokenizers_are_passed_over(config):
+    source = config.data()
+    check_same_tokens("test", source, config.data())
+    check_same_tokens("test", [{}], source)

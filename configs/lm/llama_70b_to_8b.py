@@ -1,7 +1,8 @@
 """Llama 3.1, 70B to 8B, on a pod: the recipe in full, and its smallest form.
 
     distilljax train configs/lm/llama_70b_to_8b.py --workdir W --arms smoke --seeds 0
-    distilljax train configs/lm/llama_70b_to_8b.py --workdir /mnt/runs/llama --multihost
+    distilljax train configs/lm/llama_70b_to_8b.py --workdir /mnt/runs/llama \
+        --arms labels,distilled --seeds 0 --multihost
 
 For 128 chips of TPU v5p (4x4x8). Teacher and student lie on one mesh: tensor
 parallelism by 4 within a host, everything else over `fsdp`, and neither is ever whole
@@ -10,7 +11,8 @@ Weights are read from the Hugging Face hub, or from a folder of the same name; t
 is any number of Parquet files with a column `text`.
 
 `smoke` has the shape of all this (families, untied heads, scans, remat, rules, packed
-text) with random weights of a few thousand parameters; it runs on a laptop in seconds.
+text) with random weights of a few thousand parameters; it runs in seconds on a laptop,
+and on up to 32 devices, of which `--mesh=fsdp=2,tensor=4` makes the mesh of a pod.
 """
 
 from __future__ import annotations

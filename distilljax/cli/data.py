@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distilljax._checks import check_count
 from distilljax.cli.overrides import make_parser, parse, plan
 
 DESCRIPTION = """\
@@ -19,6 +20,9 @@ other sources: the number of examples, what is in one, and the classes.
   distilljax data configs/digits/teacher.py
   distilljax data CONFIG --data.context=2048 --html data.html
 """
+
+
+SPLITS = ("data", "validation", "test")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,34 +45,54 @@ def main(argv: Sequence[str]) -> int:
     from distilljax.data.text.report import as_html
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    check_count("data", "--examples", args.examples, 0)
+    splits = {name: getattr(run.config, name) for name in SPLITS}
+    for name, part in (run.config.other_tests or {}).items():
+        splits[f"other_tests, {name}"] = part
     summaries = {}
-    for split in ("data", "validation", "test"):
-        if (part := getattr(run.config, split)) is not None:
-            summaries |= _show(console, split, part(), args.examples)
+    for name, part in splits.items():
+        if part is not None:
+            summaries |= _show(console, name, part(), args.examples)
     if args.html:
         Path(args.html).write_text(as_html(summaries))
         console.print(args.html)
     return 0
 
 
-def _show(console: Any, name: str, source: Any, num_examples: int) -> dict[str, Any]:
-    """Print a split, and the parts of a mixture; return the summaries of texts."""
+def _show(
+    console: Any, name: str, source: Any, num_examples: int, chosen: Any = None
+) -> dict[str, Any]:
+    """Print a split, and the parts of a mixture; return the summaries of texts.
+
+    Args:
+      console: Where it is printed.
+      name: Of the split.
+      source: Its source.
+      num_examples: How many examples are shown.
+      chosen: The rows of the source that the split has; None: all of them.
+    """
     from distilljax.data.describe import describe
+    from distilljax.data.sources import Subset
     from distilljax.data.text.mixture import MixedRows
     from distilljax.data.text.packed import PackedRows
     from distilljax.data.text.padded import PaddedRows
     from distilljax.data.text.report import summarize
 
-    if isinstance(source, MixedRows):
+    whole = source
+    while isinstance(whole, Subset):
+        chosen = whole.chosen if chosen is None else whole.chosen[chosen]
+        whole = whole.source
+    if isinstance(whole, MixedRows):
         found = {}
-        shares = source.shares / source.shares.sum()
-        for (part, rows), share in zip(source.parts.items(), shares, strict=True):
+        shares = whole.shares / whole.shares.sum()
+        for (part, rows), share in zip(whole.parts.items(), shares, strict=True):
             title = f"{name}: {part}, {100 * share:.1f} % of the rows"
-            found |= _show(console, title, rows, num_examples)
+            of_part = None if chosen is None else whole.rows_of(part, chosen)
+            found |= _show(console, title, rows, num_examples, of_part)
         return found
     summary = None
-    if isinstance(source, PackedRows | PaddedRows):
-        summary = summarize(source, num_examples)
+    if isinstance(whole, PackedRows | PaddedRows):
+        summary = summarize(whole, num_examples, chosen=chosen)
     console.print(name, style="bold")
     for title, text in summary.lines() if summary else describe(source):
         console.print(f"  {title:14}{text}")

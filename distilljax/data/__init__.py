@@ -18,6 +18,7 @@ from distilljax.data.hashing import random_integers as random_integers
 from distilljax.data.hashing import random_uniform as random_uniform
 from distilljax.data.idx import Idx as Idx
 from distilljax.data.idx import read_idx as read_idx
+from distilljax.data.labels import labels_of as labels_of
 from distilljax.data.one_pass import eval_batches as eval_batches
 from distilljax.data.pipeline import Loader as Loader
 from distilljax.data.pipeline import ResumableIterator as ResumableIterator
@@ -31,6 +32,5 @@ from distilljax.data.sources import Arrays as Arrays
 from distilljax.data.sources import Example as Example
 from distilljax.data.sources import Source as Source
 from distilljax.data.sources import SourceConfig as SourceConfig
-from distilljax.data.sources import labels_of as labels_of
 from distilljax.data.sources import load_in_memory as load_in_memory
 from distilljax.data.tfds import Tfds as Tfds

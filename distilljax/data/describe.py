@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilljax.data.sources import Source, labels_of
+from distilljax.data.labels import labels_of
+from distilljax.data.sources import Source
 
 
 def describe(source: Source) -> list[tuple[str, str]]:

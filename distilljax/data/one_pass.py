@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from distilljax.data.finish import Batch, Shard, check_reserved, check_shards, scaled
+from distilljax.data.labels import check_labelled
 from distilljax.data.rows import check_examples
 from distilljax.data.sources import (
     Source,
-    check_labelled,
     check_not_empty,
     num_classes_of,
     read_rows,

@@ -15,13 +15,8 @@ from jaxtyping import Int
 
 from distilljax._checks import fail
 from distilljax.data.hashing import derive_key, random_bits
-from distilljax.data.sources import (
-    Source,
-    SourceConfig,
-    check_labelled,
-    labels_of,
-    subset,
-)
+from distilljax.data.labels import check_labelled, labels_of
+from distilljax.data.sources import Source, SourceConfig, subset
 
 _UNLABELLED = "It chooses by label; Slice chooses by position, and needs none."
 
@@ -29,6 +24,9 @@ _UNLABELLED = "It chooses by label; Slice chooses by position, and needs none."
 @dataclass(frozen=True)
 class Slice:
     """Examples ``start`` to ``stop`` (exclusive) of a source, in order.
+
+    Of text that every epoch packs anew (``Packed(..., repack=True)``) these are rows of
+    the first epoch, and every epoch has the same.
 
     Attributes:
       source: The source config.

@@ -10,8 +10,10 @@ two methods is a source too.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -251,6 +253,15 @@ class Subset:
         """Of the whole source; None if it is no text."""
         return getattr(self.source, "tokenizer", None)
 
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Of the whole source, and of what was chosen; None where it has none."""
+        whole = getattr(self.source, "fingerprint", None)
+        if whole is None:
+            return None
+        chosen = self.chosen.astype("<i8").tobytes()
+        return hashlib.blake2b(str(whole).encode() + chosen, digest_size=16).hexdigest()
+
     def __len__(self) -> int:
         """How many examples were chosen."""
         return len(self.chosen)
@@ -317,32 +328,6 @@ def read_rows(source: Source, indices: Int[np.ndarray, " rows"]) -> Rows:
     return stack_examples(read_examples(source, indices.tolist()), indices)
 
 
-def labels_of(source: Source) -> Int[np.ndarray, " examples"]:
-    """All labels of a source, without decoding the inputs where possible.
-
-    Example:
-      >>> labels_of(Arrays(np.zeros((2, 1), np.uint8), np.array([3, 1]))).tolist()
-      [3, 1]
-    """
-    check_labelled("labels_of", source, "Nothing in this source is labelled.")
-    if isinstance(source, Arrays) and source.labels is not None:
-        return source.labels
-    if isinstance(source, Subset):
-        return labels_of(source.source)[source.chosen]
-    if isinstance(source, Records) and source.read_labels is not None:
-        return source.read_labels()
-    labels: list[Any] = [source[i].get("labels") for i in range(len(source))]
-    if None in labels:
-        fail(
-            "labels_of",
-            "examples",
-            "all have labels",
-            f"none at example {labels.index(None)}",
-            "Make two sources, one with labels and one without.",
-        )
-    return np.array([int(label) for label in labels], np.int32)
-
-
 def load_in_memory(source: Source) -> Arrays:
     """The whole source as arrays, read and checked once.
 
@@ -366,24 +351,6 @@ def load_in_memory(source: Source) -> Arrays:
     ]
     class_names = getattr(source, "class_names", ())
     return _arrays(concatenated(parts), num_classes_of(source), class_names)
-
-
-def check_labelled(function: str, source: Source, remedy: str) -> None:
-    """A source has labels, by its first example; an empty one may have them."""
-    whole = source
-    while isinstance(whole, Subset):
-        whole = whole.source
-    if isinstance(whole, Records) and whole.read_labels is not None:
-        return
-    if len(whole) and "labels" not in (example := whole[0]):
-        fail(
-            function,
-            "source",
-            "have labels",
-            f"{type(whole).__name__} of {len(whole)} examples with the keys "
-            f"{sorted(example)}",
-            remedy,
-        )
 
 
 def check_not_empty(function: str, source: Source) -> None:

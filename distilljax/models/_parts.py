@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from distilljax._checks import is_static
+from distilljax._checks import fail, is_static
 from distilljax.losses._fused_mesh import position_axes
 
 
@@ -21,6 +22,33 @@ def here(module: Any) -> Any:
     if hasattr(module, "__captures__"):
         return module
     return nnx.merge(*nnx.split(module), copy=True)
+
+
+def check_functions(name: str, config: Any) -> None:
+    """Fields of a config that are functions can be called; `remat` may be None."""
+    for field in ("activation", "attention", "pool", "remat"):
+        value = getattr(config, field, None)
+        missing = value is None and (field == "remat" or not hasattr(config, field))
+        if not missing and not callable(value):
+            fail(
+                name,
+                field,
+                "be a function",
+                repr(value),
+                "Pass it, not its name: nnx.silu, models.blocked_attention, "
+                "jax.checkpoint_policies.nothing_saveable.",
+                TypeError,
+            )
+
+
+def looked_up(table: Array, ids: Array) -> Array:
+    """The rows of an embedding; nan for what is in none, -1 too.
+
+    So that nothing is taken for something else: of a negative number numpy would take
+    the row from the end.
+    """
+    options: Any = {"mode": "fill", "fill_value": jnp.nan}
+    return table.at[ids].get(wrap_negative_indices=False, **options)
 
 
 def make_linear(

@@ -43,8 +43,9 @@ def dot_product_attention(
 
     TPUs run `splash_attention`; GPUs `cudnn_attention` where cuDNN has what is asked
     for, which excludes segments and soft-caps; all else is `blocked_attention`. The
-    choice is made when the program is lowered, so that it is right for programs that
-    are compiled ahead of time, on a machine without the device.
+    choice is made when the program is lowered, so that it is right for TPU programs
+    that are compiled ahead of time, on a machine without one; cuDNN is chosen only
+    where there is a GPU.
 
     Args:
       query: [batch, time, heads, head_dim].
@@ -315,10 +316,10 @@ def _splash(
     )
     ids = None
     if segment_ids is not None:
+        numbers = segment_ids.astype(jnp.int32)
         # a number that no segment has, where a row was filled up
-        filled = jnp.pad(
-            segment_ids.astype(jnp.int32) + 1, [(0, 0), (0, time - length)]
-        )
+        free = jnp.full((batch, time - length), numbers.min() - 1)
+        filled = jnp.concatenate([numbers, free], axis=1)
         ids = splash.SegmentIds(filled, filled)
     out: Any = jax.vmap(attend)(query, key, value, ids)
     return out.swapaxes(1, 2)[:, :length]
@@ -355,6 +356,14 @@ def _check(
     softcap: float | None,
 ) -> None:
     """Shapes that belong together, and sizes that mean something."""
+    if query.ndim != 4 or key.ndim != 4 or query.shape[1] == 0:
+        fail(
+            function,
+            "query and key",
+            "be [batch, time, heads, head_dim], with at least one position",
+            f"{query.shape} and {key.shape}",
+            "Split the last axis into heads first.",
+        )
     batch, time, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     if key.shape != (batch, time, kv_heads, head_dim) or value.shape != key.shape:

@@ -21,9 +21,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from distilljax._checks import check_count, check_positive, fail
+from distilljax._checks import check_count, check_positive, check_type, fail
 from distilljax.losses import LinearHead
-from distilljax.models._parts import as_batch, here, make_linear
+from distilljax.models._parts import (
+    as_batch,
+    check_functions,
+    here,
+    looked_up,
+    make_linear,
+)
 from distilljax.models.attention import dot_product_attention
 from distilljax.models.rope import Rope, rotate
 from distilljax.sharding import Rule
@@ -138,6 +144,10 @@ class DecoderConfig:
         if self.head_dim % 2:
             rule = "be even"
             fail(name, "head_dim", rule, self.head_dim, "Its halves turn as pairs.")
+        check_positive(name, "norm_eps", self.norm_eps, "Llama has 1e-5.")
+        check_positive(name, "embed_scale", self.embed_scale, "1.0 is none.")
+        check_type(name, "rope", self.rope, Rope, "Rope() is the default.")
+        check_functions(name, self)
         if not self.local_layers:
             rule = "have at least one entry"
             fail(name, "local_layers", rule, "()", "Use window=None for none.")
@@ -206,7 +216,7 @@ class Decoder(nnx.Module):
         config = self.config
         embedding_vd = self.embed.embedding[...]
         dtype = config.compute_dtype or embedding_vd.dtype
-        x_btd = jnp.take(embedding_vd, tokens_bt, axis=0).astype(dtype)
+        x_btd = looked_up(embedding_vd, tokens_bt).astype(dtype)
         x_btd = as_batch(x_btd * jnp.asarray(config.embed_scale, dtype))
         if positions_bt is None:
             positions_bt = jnp.arange(tokens_bt.shape[1])[None]

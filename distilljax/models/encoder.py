@@ -20,7 +20,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distilljax._checks import check_count, check_positive, fail
-from distilljax.models._parts import as_batch, here, make_linear
+from distilljax.models._parts import (
+    as_batch,
+    check_functions,
+    here,
+    looked_up,
+    make_linear,
+)
 from distilljax.models.attention import dot_product_attention
 from distilljax.models.pooling import mean_pool
 from distilljax.sharding import Rule
@@ -115,6 +121,7 @@ class EncoderConfig:
         if self.num_classes is not None:
             check_count(name, "num_classes", self.num_classes)
         check_positive(name, "norm_eps", self.norm_eps, "BERT has 1e-12.")
+        check_functions(name, self)
         if self.width % self.num_heads:
             rule = f"be a multiple of num_heads, {self.num_heads}"
             fail(name, "width", rule, self.width, "Each head is as wide as the others.")
@@ -185,7 +192,7 @@ class Encoder(nnx.Module):
         dtype = config.compute_dtype or self.embed.embedding[...].dtype
         # nan for what is in no table, so that it is not taken for something else
         x_btd = sum(
-            jnp.take(table.embedding[...], ids_bt, axis=0).astype(dtype)
+            looked_up(table.embedding[...], ids_bt).astype(dtype)
             for table, ids_bt in (
                 (self.embed, tokens_bt),
                 (self.position_embed, positions_bt),

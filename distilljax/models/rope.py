@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from distilljax._checks import check_count, check_positive, fail
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -39,6 +41,20 @@ class Rope:
     divisors: tuple[float, ...] | None = None
     """Further divisors of the frequencies, one for each (GGUF files have them)."""
 
+    def __post_init__(self):
+        for field in ("base", "factor", "low_freq_factor", "high_freq_factor"):
+            check_positive("Rope", field, getattr(self, field), "Files have it.")
+        if self.original_length is not None:
+            check_count("Rope", "original_length", self.original_length)
+            if self.high_freq_factor <= self.low_freq_factor:
+                fail(
+                    "Rope",
+                    "high_freq_factor",
+                    f"be above low_freq_factor, {self.low_freq_factor}",
+                    self.high_freq_factor,
+                    "Llama 3 has 1.0 and 4.0.",
+                )
+
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Radians per position, one for each pair of dimensions, float32."""
         freqs = self.base ** -(np.arange(0, head_dim, 2) / head_dim)
@@ -50,6 +66,10 @@ class Rope:
             kept = np.clip((turns - low) / (high - low), 0, 1)
             freqs = kept * freqs + (1 - kept) * freqs / self.factor
         if self.divisors is not None:
+            if len(self.divisors) != len(freqs):
+                rule = f"be one for each pair of a head, {len(freqs)}"
+                why = "It is as head_dim / 2."
+                fail("Rope", "divisors", rule, len(self.divisors), why)
             freqs = freqs / np.asarray(self.divisors)
         return freqs.astype(np.float32)
 

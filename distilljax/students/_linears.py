@@ -9,7 +9,7 @@ weights, and cannot store anything in layers that are copied or scanned in the c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +36,12 @@ def require_qwix(function: str) -> ModuleType:
 
 
 def change_linears(
-    function: str, model: Any, modules: str, change: Callable[[nnx.Linear], Any]
+    function: str,
+    model: Any,
+    modules: str,
+    change: Callable[[nnx.Linear], Any],
+    *,
+    plain: bool = True,
 ) -> Any:
     """A copy of a model in which these linear maps are changed.
 
@@ -45,6 +50,7 @@ def change_linears(
       model: The model; it stays as it is.
       modules: Regular expression that the whole path of a linear map matches.
       change: The new module of one map; of a stack, called for each of its layers.
+      plain: Refuse maps that qwix has changed before: it would drop what it made.
     """
     # the arrays are copied: a student's are overwritten, and must not be the teacher's
     graphdef, state = nnx.split(model)
@@ -55,6 +61,8 @@ def change_linears(
         known = ", ".join(list(every)[:8])
         rule = "match the path of an nnx.Linear"
         fail(function, "modules", rule, f"{modules!r} among {known}", "It is a regex.")
+    if plain:
+        check_plain(function, "model", found)
     for path, linear in found.items():
         parent, name = _parent(copy, path)
         new = change(linear) if not is_stacked(linear) else _each(linear, change)
@@ -70,6 +78,23 @@ def through_qwix(linear: nnx.Linear, provider: Any, **options: Any) -> Any:
     qwix = require_qwix(type(provider).__name__)
     example = jnp.zeros((1, linear.in_features), linear.param_dtype)
     return qwix.quantize_model(linear, provider, example, **options)
+
+
+def check_plain(function: str, argument: str, maps: Mapping[str, nnx.Linear]) -> None:
+    """None of these linear maps, given by their paths, was made by qwix."""
+    changed = [path for path, linear in maps.items() if hasattr(linear, "qwix_path")]
+    if changed:
+        lora = any(hasattr(maps[path], "kernel_lora_a") for path in changed)
+        fail(
+            function,
+            argument,
+            "have plain linear maps here",
+            f"{'low-rank updates' if lora else 'quantised kernels'} in {changed[0]}"
+            f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}",
+            "Call merge_lora first."
+            if lora
+            else "Do this first, and quantise what comes out.",
+        )
 
 
 def linears(model: nnx.Module) -> dict[str, nnx.Linear]:
@@ -111,6 +136,7 @@ def _parent(model: Any, path: str) -> tuple[Any, str]:
 __all__ = [
     "IN_LAYERS",
     "change_linears",
+    "check_plain",
     "is_stacked",
     "linears",
     "require_qwix",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distilljax._checks import check_count, fail
+from distilljax.students._linears import check_plain, linears
 from distilljax.students.layers import evenly_spaced
 from distilljax.students.made import Made, check_layered, filled, made, structure_of
 
@@ -46,6 +47,7 @@ def keep_layers(
     "Distil-Whisper", 2023, arXiv 2311.00430, section 3.
     """
     check_layered("keep_layers", "teacher", teacher)
+    check_plain("keep_layers", "teacher", linears(teacher))
     config = teacher.config
     kept = _numbers(layers, config.num_layers, keep_first)
     changes: dict[str, Any] = {"num_layers": len(kept)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -115,7 +116,8 @@ def merge_lora(model: Any) -> Any:
     if not paths:
         rule = "have low-rank updates"
         fail("merge_lora", "model", rule, "none", "Make it with add_lora.")
-    return change_linears("merge_lora", model, "|".join(paths), merged)
+    matched = "|".join(map(re.escape, paths))
+    return change_linears("merge_lora", model, matched, merged, plain=False)
 
 
 def _plain(linear: Any, kernel: Array) -> nnx.Linear:

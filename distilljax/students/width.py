@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from jaxtyping import Array
 
 from distilljax._checks import check_count, check_type, fail
 from distilljax.models.decoder import Decoder
+from distilljax.students._linears import check_plain, linears
 from distilljax.students.importance import NORMS, Importance
 from distilljax.students.made import Made, filled, layer_pairs, made, structure_of
 
@@ -55,7 +57,8 @@ def slice_width(
 
     A norm over fewer channels would scale them otherwise: its scale is multiplied by
     the root of (mean square of the channels that stay / of all channels), as measured.
-    So a decoder whose other channels are 0 says the same without them.
+    So a decoder whose other channels are 0 says the same without them. An embedding
+    that is scaled by the root of its width, as Gemma's is, is so in the student too.
 
     Args:
       teacher: A `models.Decoder`, its layers stacked or not; the student's are as its.
@@ -84,6 +87,7 @@ def slice_width(
     Samragh et al., "Weight subcloning", 2023, arXiv 2312.09299.
     """
     check_type("slice_width", "teacher", teacher, Decoder, "It knows its axes.")
+    check_plain("slice_width", "teacher", linears(teacher))
     config = teacher.config
     sizes = {"width": width, "num_kv_heads": num_kv_heads, "ffn_width": ffn_width}
     given = {name: size for name, size in sizes.items() if size is not None}
@@ -98,8 +102,16 @@ def slice_width(
     group = config.num_heads // config.num_kv_heads
     if num_kv_heads is not None:
         given["num_heads"] = group * num_kv_heads
-    student = structure_of(dataclasses.replace(config, **given))
     arrays = nnx.to_pure_dict(nnx.state(teacher, nnx.Param))
+    changes: dict[str, Any] = dict(given)
+    if width is not None and math.isclose(config.embed_scale, math.sqrt(config.width)):
+        # Gemma's files have no other scale than the root of their own width
+        changes["embed_scale"] = math.sqrt(width)
+        ratio = config.embed_scale / changes["embed_scale"]
+        arrays["embed"] = {"embedding": arrays["embed"]["embedding"] * ratio}
+        if config.tied:  # the head is the embedding, and reads what this norm gives
+            scales["final_norm"] = scales["final_norm"] / ratio
+    student = structure_of(dataclasses.replace(config, **changes))
     layers = arrays.pop("layers")
     offset = float(config.unit_offset)
     one = functools.partial(_slice, offset=offset)

@@ -73,6 +73,19 @@ def test_arms_and_overrides_change_what_is_shown(capsys):
     assert "Did you mean --data.context?" in capsys.readouterr().err
 
 
+def test_of_a_part_the_text_and_the_chosen_rows_are_shown(capsys):
+    assert main(["data", TEXT, "--arm", "part", "--examples", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "data: texts, 75.0 % of the rows\n" in out
+    assert "documents     40 of 41; dropped: 1 empty\n" in out
+    assert "chosen        6 of these rows, " in out
+    assert "chosen        2 of these rows, " in out
+    assert "\nother_tests, talks\n" in out
+    assert "[[Her aunt.<|im_end|>]]" in out
+    assert main(["data", TEXT, "--arm", "part", "--examples", "-1"]) == 1
+    assert "--examples must be at least 0, got -1" in capsys.readouterr().err
+
+
 def test_other_sources_are_described(capsys):
     assert main(["data", TINY]) == 0
     out = capsys.readouterr().out

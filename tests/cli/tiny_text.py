@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distilljax import models, objectives
 from distilljax.config import Config
-from distilljax.data import Loader
+from distilljax.data import Loader, Slice
 from distilljax.data.text import (
     ChatTemplate,
     Jsonl,
@@ -47,4 +47,10 @@ def arms(seed: int = 0) -> dict[str, Config]:
     import dataclasses
 
     alone = dataclasses.replace(config(seed), data=Packed(TEXTS, 64), validation=None)
-    return {"texts": alone}
+    part = dataclasses.replace(
+        config(seed),
+        data=Slice(config(seed).data, 0, 8),
+        validation=None,
+        other_tests={"talks": Slice(Packed(TALKS, 64), 0, 1)},
+    )
+    return {"texts": alone, "part": part}

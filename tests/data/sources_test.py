@@ -144,3 +144,19 @@ def test_importing_the_package_imports_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_part_is_known_by_the_whole_and_by_what_was_chosen():
+    """So that a run on part of a text does not go on with another text."""
+
+    class Known(list):
+        fingerprint = "of these"
+
+    class Other(list):
+        fingerprint = "of others"
+
+    part = Subset(Known([{}, {}, {}]), np.array([0, 2]))
+    assert part.fingerprint == Subset(Known([{}] * 3), np.array([0, 2])).fingerprint
+    assert part.fingerprint != Subset(Known([{}] * 3), np.array([0, 1])).fingerprint
+    assert part.fingerprint != Subset(Other([{}] * 3), np.array([0, 2])).fingerprint
+    assert Subset([{}, {}], np.array([0])).fingerprint is None

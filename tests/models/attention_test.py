@@ -121,6 +121,7 @@ def test_gradients_of_blocks_are_those_of_the_formula(options, block):
         {"softcap": 1.5, "scale": 0.2},
         {"segment_ids": segments(200), "window": 90, "softcap": 2.0},
         {"segment_ids": segments(200), "causal": False},
+        {"segment_ids": segments(200) - 2, "causal": False},  # -1 is a number, too
         {"causal": False},
     ],
     ids=ids_of,
@@ -226,6 +227,7 @@ def test_only_blocks_in_reach_are_computed():
     ("change", "message"),
     [
         ({"k": (2, 39, 2, 8)}, "key and value must have the batch, time and head_dim"),
+        (dict.fromkeys("qkv", (2, 0, 2, 8)), "with at least one position, got"),
         ({"k": (2, 40, 3, 8), "v": (2, 40, 3, 8)}, "heads must be a multiple of"),
         ({"segment_ids": (2, 39)}, r"segment_ids must have the shape .*\(2, 40\), got"),
         ({"window": 0}, "window must be at least 1, got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from distilljax._capture import with_features
 from distilljax._functional import default_forward
 from distilljax.losses import LinearHead
 from distilljax.models import DECODER_RULES, DecoderConfig, Rope, blocked_attention
+from distilljax.models._parts import check_functions
 from distilljax.sharding import mesh_from_string, tree_shardings
 
 CONFIG = DecoderConfig(
@@ -265,11 +267,50 @@ def test_a_small_decoder_learns_from_a_large_one():
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"local_layers": ()}, "local_layers must have at least one entry"),
         ({"logit_softcap": 0.0}, "logit_softcap must be positive and finite, got 0.0"),
+        ({"norm_eps": -1.0}, "norm_eps must be positive and finite, got -1.0"),
+        ({"embed_scale": 0.0}, "embed_scale must be positive and finite, got 0.0"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
+
+
+def test_functions_are_no_names():
+    """They come from config files, where nothing else checks their types."""
+    given = {"activation": abs, "attention": abs, "remat": None}
+    check_functions("DecoderConfig", SimpleNamespace(**given))
+    for field, value in (("activation", "silu"), ("attention", None), ("remat", True)):
+        match = f"DecoderConfig: {field} must be a function, got {value!r}"
+        with pytest.raises(TypeError, match=match):
+            check_functions("DecoderConfig", SimpleNamespace(**{**given, field: value}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"base": -1.0}, "base must be positive and finite, got -1.0"),
+        ({"factor": 0.0}, "factor must be positive and finite, got 0.0"),
+        ({"original_length": 0}, "original_length must be at least 1, got 0"),
+        (
+            {"original_length": 8, "high_freq_factor": 1.0},
+            "high_freq_factor must be above low_freq_factor, 1.0, got 1.0",
+        ),
+        ({"divisors": (1.0,)}, "divisors must be one for each pair of a head, 4"),
+    ],
+)
+def test_frequencies_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Rope(**fields).frequencies(8)
+
+
+def test_a_token_that_is_none_is_taken_for_no_other():
+    """Nor is -1 the last one, as an index of numpy would be."""
+    model = CONFIG(nnx.Rngs(0))
+    for token in (-1, CONFIG.vocab_size):
+        hidden = model(TOKENS.at[0, 3].set(token)).logits.hidden
+        assert jnp.isnan(hidden[0, 3]).all()
+        assert jnp.isfinite(hidden[1:]).all()
 
 
 def test_frequencies_of_llama_3():

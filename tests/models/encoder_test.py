@@ -323,6 +323,16 @@ def test_a_config_that_cannot_be_is_refused(change, message):
         replace(CONFIG, **change)
 
 
+def test_what_is_in_no_table_is_taken_for_nothing_else():
+    model, tokens = CONFIG(nnx.Rngs(0)), jnp.zeros((1, 3), jnp.int32)
+    positions = jnp.array([[0, 1, -1]])
+    for hidden in (
+        outputs_of(model, tokens.at[0, 2].set(-1))[0],
+        outputs_of(model, tokens, positions)[0],
+    ):
+        assert jnp.isnan(hidden[0, 2]).all()
+
+
 def test_a_row_longer_than_the_positions_is_refused():
     tokens = jnp.zeros((1, 13), jnp.int32)
     with pytest.raises(ValueError, match=r"at most max_length=12 of them .* got 13"):

@@ -11,7 +11,15 @@ from flax import nnx
 
 from distilljax import make_distill_step, objectives
 from distilljax.models import load_pretrained, save_pretrained
-from distilljax.students import Projected, Projection, add_lora, drift, merge_lora
+from distilljax.students import (
+    Projected,
+    Projection,
+    add_lora,
+    drift,
+    fake_quantize,
+    merge_lora,
+    quantize_weights,
+)
 from tests.students.small import BATCH, arrays_of, decoder, logits_of
 
 pytest.importorskip("qwix")
@@ -147,3 +155,29 @@ def test_what_has_no_updates_is_not_merged():
 def test_updates_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         add_lora(decoder(num_layers=1), rngs=nnx.Rngs(0), **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: add_lora(model, rank=4, rngs=nnx.Rngs(2)),
+        lambda model: quantize_weights(model, "int8"),
+        lambda model: fake_quantize(model, "int8"),
+    ],
+    ids=["lora", "quantised", "fake"],
+)
+def test_updates_are_not_dropped_by_what_comes_after(change):
+    student = updated(decoder(num_layers=2), modules=".*/(query|value)")
+    match = "low-rank updates in layers/0/.* and 3 more. Call merge_lora first"
+    with pytest.raises(ValueError, match=match):
+        change(student)
+    change(merge_lora(student))
+
+
+def test_updates_are_added_before_kernels_are_quantised():
+    small = quantize_weights(decoder(num_layers=1), "int8")
+    with pytest.raises(ValueError, match="got quantised kernels in layers/0/"):
+        add_lora(small, rank=2, rngs=nnx.Rngs(0))
+    # what is elsewhere does not matter
+    mixed = quantize_weights(decoder(num_layers=1), "int8", modules="layers/.*mlp/.*")
+    add_lora(mixed, rank=2, rngs=nnx.Rngs(0), modules=".*/(query|value)")

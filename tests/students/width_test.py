@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distilljax.students import Importance, measure_importance, slice_width
+from distilljax.models import load_pretrained, save_pretrained
+from distilljax.students import (
+    Importance,
+    keep_layers,
+    measure_importance,
+    quantize_weights,
+    slice_width,
+)
 from distilljax.students.made import filled
 from distilljax.typing import path_of
 from tests.students.small import BATCH, arrays_of, decoder, logits_of
@@ -19,6 +26,9 @@ KINDS = {
     # what a block adds is small: norm_eps would count, which the scale leaves out
     "gemma": {
         "post_norm": True, "unit_offset": True, "tied": False, "norm_eps": 1e-12,
+    },
+    "gemma, tied": {
+        "post_norm": True, "unit_offset": True, "norm_eps": 1e-12, "embed_scale": 4.0,
     },
     "biased": {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
 }  # fmt: skip
@@ -128,3 +138,24 @@ def test_scores_of_another_model_are_refused():
     found = measure_importance(decoder(num_layers=1), [BATCH])
     with pytest.raises(ValueError, match="importance must be that of the teacher"):
         slice_width(decoder(num_layers=2), found, width=8)
+
+
+def test_a_slice_of_gemma_is_a_gemma(tmp_path):
+    """Whose files have no scale of embeddings but the root of their width."""
+    gemma = {**KINDS["gemma, tied"], "window": 8, "local_layers": (True, False)}
+    teacher = decoder(num_layers=2, logit_softcap=3.0, attention_softcap=5.0, **gemma)
+    found = measure_importance(teacher, [BATCH])
+    student = slice_width(teacher, found, width=9).student
+    assert student.config.embed_scale == 3.0
+    save_pretrained(student, tmp_path / "student")
+    again = load_pretrained(tmp_path / "student")
+    np.testing.assert_allclose(logits_of(again), logits_of(student), atol=1e-6)
+
+
+def test_changed_kernels_are_not_sliced():
+    teacher = decoder(num_layers=2)
+    found = measure_importance(teacher, [BATCH])
+    small = quantize_weights(teacher, "int8")
+    for make in (lambda: keep_layers(small, 1), lambda: slice_width(small, found)):
+        with pytest.raises(ValueError, match="teacher must have plain linear maps"):
+            make()

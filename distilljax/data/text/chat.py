@@ -215,7 +215,7 @@ class Chat:
                 f"another text with its marks, at {where()}",
                 "Move filters such as trim inside of it, and do not nest it.",
             )
-        if self._learn == "last" and spans:
+        if self._learn == "last" and spans and len(messages) > 1:
             before = self.render(messages[:-1], where, marked=True).count(_BEGIN)
             spans = spans[before:]
         return Rendered(text, tuple(spans))
@@ -228,6 +228,16 @@ class Chat:
         return stop
 
     def _not_a_prefix(self, i: int, where: Callable[[], str]) -> NoReturn:
+        if i == 0:
+            fail(
+                "ChatTemplate",
+                f"the conversation at {where()}",
+                "begin with a message that the assistant answers",
+                "one that the assistant begins, which this template writes otherwise "
+                "than a prompt of no message",
+                "Leave it out, put a system message before it, or mark what is "
+                "generated in the template: {% generation %}...{% endgeneration %}.",
+            )
         fail(
             "ChatTemplate",
             "the template",
@@ -316,14 +326,17 @@ def _read_template(path: Path) -> str:
         found = json.loads(text).get("chat_template")
     except ValueError as error:
         fail("ChatTemplate", str(path), "be JSON", error, "Copy it again.")
+    named: dict[str, str] = {}
     if isinstance(found, list):  # several, by name
-        found = {one["name"]: one["template"] for one in found}.get("default")
+        named = {one["name"]: one["template"] for one in found}
+        found = named.get("default")
     if found is None:
         fail(
             "ChatTemplate",
             str(path),
-            "have a chat_template",
-            "none",
-            "Base models have none: give the template of the instruct model.",
+            "have a chat_template, one named default if there are several",
+            f"only {', '.join(named)}" if named else "none",
+            "Pass source= with the one that you mean; base models have none: give the "
+            "template of the instruct model.",
         )
     return found

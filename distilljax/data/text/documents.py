@@ -133,19 +133,8 @@ def checked_document(
       >>> checked_document("Jsonl", "half: \\ud83d", 0, str, errors="replace")
       'half: ?'
     """
+    value = _unicode(function, value, index, where, errors)
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            if errors == "replace":
-                return value.encode(errors="replace").decode()
-            fail(
-                function,
-                f"the text at {where(index)}",
-                "be Unicode",
-                f"half a surrogate pair at character {error.start}",
-                'Repair the file, or pass errors="replace".',
-            )
         return value
     if not isinstance(value, list | tuple) or not all(
         isinstance(message, Mapping) for message in value
@@ -175,6 +164,35 @@ def checked_document(
                 "neither",
                 "A template would write the word None: leave this message out.",
             )
+    return value
+
+
+def _unicode(
+    function: str, value: Any, index: int, where: Callable[[int], str], errors: str
+) -> Any:
+    """The same, all of whose texts UTF-8 can write: those inside of messages, too."""
+
+    def of(inner: Any) -> Any:
+        return _unicode(function, inner, index, where, errors)
+
+    if isinstance(value, Mapping):
+        return {key: of(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [of(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        if errors == "replace":
+            return value.encode(errors="replace").decode()
+        fail(
+            function,
+            f"the text at {where(index)}",
+            "be Unicode",
+            f"half a surrogate pair at character {error.start}",
+            'Repair the file, or pass errors="replace".',
+        )
     return value
 
 

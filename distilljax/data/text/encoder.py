@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from jaxtyping import Bool, Int32
 from distilljax._checks import fail
 from distilljax.data.text.chat import Chat
 from distilljax.data.text.documents import Document, digest
-from distilljax.data.text.tokenizer import Tokenizer
+from distilljax.data.text.tokenizer import Encoded, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,25 @@ class Encoder:
     def fingerprint(self) -> str:
         """Of the tokenizer, the template and the rest."""
         chat = None if self.chat is None else self.chat.fingerprint
-        return digest(self.tokenizer.fingerprint, chat, self.before, self.after)
+        apart = [self._apart] if self._apart else []
+        return digest(self.tokenizer.fingerprint, chat, self.before, self.after, *apart)
+
+    @cached_property
+    def _apart(self) -> dict[str, int]:
+        """What a template writes for bos and eos, and the tokenizer reads as letters.
+
+        A ``tokenizer.json`` finds its special tokens in a text by itself.
+        """
+        ids = (self.tokenizer.bos_id, self.tokenizer.eos_id)
+        if self.chat is None:
+            return {}
+        written = {self.tokenizer.token(i): i for i in ids if i is not None}
+        found = self.tokenizer.encode(list(written))
+        return {
+            token: i
+            for (token, i), encoded in zip(written.items(), found, strict=True)
+            if encoded.ids.tolist() != [i]
+        }
 
     def __call__(
         self, some: list[Document], first: int, where: Callable[[int], str]
@@ -48,9 +69,32 @@ class Encoder:
         rendered = [
             self._rendered(chat, document, i, where) for i, document in numbered
         ]
-        found = self.tokenizer.encode([r.text for r in rendered], with_starts=True)
+        found = self._with_starts([one.text for one in rendered])
         for one, encoded in zip(rendered, found, strict=True):
             yield one.text, encoded.ids, learnt(encoded.starts, one.spans)
+
+    def _with_starts(self, texts: list[str]) -> list[Encoded]:
+        """The tokens of rendered conversations, special ones among them."""
+        if not self._apart:
+            return self.tokenizer.encode(texts, with_starts=True)
+        written = re.compile(f"({'|'.join(map(re.escape, self._apart))})")
+        cut = [written.split(text) for text in texts]
+        others = [part for parts in cut for part in parts if part not in self._apart]
+        encoded = iter(self.tokenizer.encode(others, with_starts=True))
+        found = []
+        for parts in cut:
+            begins = itertools.accumulate(map(len, parts), initial=0)
+            ids, starts = [], []
+            for part, begin in zip(parts, begins, strict=False):
+                if part in self._apart:
+                    ids.append(np.array([self._apart[part]], np.int32))
+                    starts.append(np.array([begin], np.int32))
+                else:
+                    one: Any = next(encoded)
+                    ids.append(one.ids)
+                    starts.append(one.starts + np.int32(begin))
+            found.append(Encoded(np.concatenate(ids), np.concatenate(starts)))
+        return found
 
     def _text(self, document: Document, index: int, where: Callable[[int], str]) -> str:
         if not isinstance(document, str):

@@ -56,7 +56,8 @@ class GgufTokenizer:
 
     Attributes:
       path: The file.
-      bos: Token before a text; None: as the file says (`tokenizer.ggml.add_bos_token`).
+      bos: Token before a text; None: as the file says (`tokenizer.ggml.add_bos_token`),
+        and where it says nothing, as llama.cpp does: with Llama 3's alone.
       eos: Token after a text; None: the end-of-sequence token of the file.
 
     Raises:
@@ -104,7 +105,11 @@ class GgufTokenizer:
         types = read("ggml.token_type") or []
         vocab = {token: i for i, token in enumerate(tokens)}
         pairs = [tuple(merge.split(" ")) for merge in merges]
-        made = tokenizers.Tokenizer(models.BPE(vocab, pairs))
+        # as llama.cpp reads files that do not say it: a word of Llama 3's vocabulary is
+        # one token whatever its merges are, and a text has a beginning
+        is_llama_3 = cut == "llama-bpe"
+        bpe = models.BPE(vocab, pairs, ignore_merges=is_llama_3)
+        made = tokenizers.Tokenizer(bpe)
         made.pre_tokenizer = _PRE_TOKENIZERS[cut](pre_tokenizers)
         made.decoder = decoders.ByteLevel()
         named = list(zip(tokens, types, strict=False))
@@ -115,7 +120,9 @@ class GgufTokenizer:
             found = read(f"ggml.{name}_token_id")
             return None if found is None else tokens[found]
 
-        before = token("bos") if read("ggml.add_bos_token") else None
+        begins = read("ggml.add_bos_token")
+        begins = is_llama_3 if begins is None else begins
+        before = token("bos") if begins else None
         special = {"bos": self.bos or before, "eos": self.eos or token("eos")}
         digest = hashlib.sha256(json.dumps([tokens, merges, types, cut]).encode())
-        return FastTokenizer(made, special, digest.hexdigest(), path)
+        return FastTokenizer(made, special, digest.hexdigest(), path, begins=True)

@@ -205,6 +205,13 @@ class MixedRows:
         rows = self._rows[part]
         return list(self.parts)[part], row if rows.endless else row % len(rows)
 
+    def rows_of(
+        self, part: str, chosen: Int64[np.ndarray, " chosen"]
+    ) -> Int64[np.ndarray, " some"]:
+        """Which rows of a part are among the chosen rows of the mixture."""
+        places = [self.place(int(i)) for i in chosen]
+        return np.array([row for name, row in places if name == part], np.int64)
+
     def __getitem__(self, index: int) -> Example:
         """Row ``index``."""
         name, row = self.place(index)

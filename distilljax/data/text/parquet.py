@@ -105,8 +105,7 @@ class ParquetRows:
             raise IndexError(f"document {index} of {len(self)}")
         group = int(np.searchsorted(self._ends, index, side="right"))
         value = self._column(group)[index - int(self._starts[group])].as_py()
-        if isinstance(value, bytes):
-            value = self._decoded(value, index)
+        value = self._decoded(value, index)
         if value is None:
             fail(
                 "Parquet",
@@ -122,7 +121,22 @@ class ParquetRows:
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         return f"{self._files[which].path}, row {index - int(self._first[which])}"
 
-    def _decoded(self, value: bytes, index: int) -> str:
+    def _decoded(self, value: Any, index: int) -> Any:
+        """Bytes as text, also those inside of messages, without fields that are null.
+
+        A column gives every message every field: a template that asks whether there
+        are tool calls must not find them where there are none.
+        """
+        if isinstance(value, dict):
+            return {
+                name: self._decoded(inner, index)
+                for name, inner in value.items()
+                if inner is not None or name == "content"
+            }
+        if isinstance(value, list):
+            return [self._decoded(inner, index) for inner in value]
+        if not isinstance(value, bytes):
+            return value
         try:
             return value.decode(errors=self._errors)
         except UnicodeDecodeError as error:
@@ -163,12 +177,28 @@ def _read(file: PlannedFile, group: int, field: str) -> Any:
         column = _opened(file).read_row_group(group, columns=[field]).column(0)
     except (pyarrow.ArrowException, OSError) as error:
         _damaged(file, error)
-    if pyarrow.types.is_string(column.type):
-        # as bytes: pyarrow itself would not say where the text is that is no UTF-8
-        column = column.cast(pyarrow.binary())
-    elif pyarrow.types.is_large_string(column.type):
-        column = column.cast(pyarrow.large_binary())
-    return column
+    # as bytes: pyarrow itself would not say where the text is that is no UTF-8
+    return column.cast(_as_bytes(column.type))
+
+
+def _as_bytes(kind: Any) -> Any:
+    """A type of Arrow, with bytes for the texts in it."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_string(kind):
+        return pyarrow.binary()
+    if types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pyarrow.struct([f.with_type(_as_bytes(f.type)) for f in fields])
+    if types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    if types.is_large_list(kind):
+        inner = kind.value_field.with_type(_as_bytes(kind.value_type))
+        return pyarrow.large_list(inner)
+    return kind
 
 
 def _opened(file: PlannedFile) -> Any:

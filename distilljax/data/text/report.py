@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from distilljax.data.hashing import derive_key, random_bits
 from distilljax.data.text.packed import PackedRows
@@ -94,12 +95,20 @@ class TextSummary:
         ]
 
 
-def summarize(source: PackedRows | PaddedRows, num_examples: int = 10) -> TextSummary:
+def summarize(
+    source: PackedRows | PaddedRows,
+    num_examples: int = 10,
+    *,
+    chosen: Int[np.ndarray, " chosen"] | None = None,
+) -> TextSummary:
     """Numbers and examples of rows of text; no document is encoded again.
 
     Args:
       source: What a `Packed` or a `Padded` returns.
       num_examples: How many pieces are decoded, drawn by hash: the same each time.
+      chosen: The rows that are read, such as those of a `data.Slice`; None: all of
+        them. The numbers are of all; a line says how many are chosen, and the examples
+        are of these.
 
     Example:
       >>> summary = TextSummary(
@@ -112,10 +121,11 @@ def summarize(source: PackedRows | PaddedRows, num_examples: int = 10) -> TextSu
     """
     store, kept = source.store, source.kept
     lengths = store.lengths[kept]
-    if isinstance(source, PackedRows):
-        used, more, shown = _of_packed(source, num_examples)
-    else:
-        used, more, shown = _of_padded(source, num_examples)
+    of = _of_packed if isinstance(source, PackedRows) else _of_padded
+    used, more, shown = of(source, num_examples, chosen)
+    if chosen is not None:
+        share = _percent(len(chosen) / len(source))
+        more = (*more, ("chosen", f"{len(chosen):,} of these rows, {share}"))
     at = np.quantile(lengths, QUANTILES, method="nearest")
     return TextSummary(
         documents=len(store),
@@ -134,7 +144,7 @@ def summarize(source: PackedRows | PaddedRows, num_examples: int = 10) -> TextSu
     )
 
 
-def _of_packed(source: PackedRows, num_examples: int) -> Any:
+def _of_packed(source: PackedRows, num_examples: int, chosen: Any) -> Any:
     """Places that are used, what is learnt in them, and pieces with their mask."""
     store, pieces = source.store, source.plan.pieces
     used = int(pieces.places.sum())
@@ -144,8 +154,10 @@ def _of_packed(source: PackedRows, num_examples: int) -> Any:
         ("supervised", f"{_percent(learnt / used)} of {used:,} predictions"),
     )
     documents = source.config.text.documents()
-    shown = []
-    for piece in _drawn(len(pieces), num_examples):
+    shown, among = [], np.arange(len(pieces))
+    if chosen is not None:
+        among = np.unique(np.concatenate([source.units(int(i))[0] for i in chosen]))
+    for piece in _drawn(among, num_examples):
         document, start = int(pieces.document[piece]), int(pieces.start[piece])
         stop = start + int(pieces.places[piece]) + 1
         where = f"{documents.where(document)}, tokens {start:,} to {stop:,}"
@@ -154,7 +166,7 @@ def _of_packed(source: PackedRows, num_examples: int) -> Any:
     return used, more, tuple(shown)
 
 
-def _of_padded(source: PaddedRows, num_examples: int) -> Any:
+def _of_padded(source: PaddedRows, num_examples: int, chosen: Any) -> Any:
     """Places that are used, the classes, and documents with theirs."""
     store, context = source.store, source.config.context
     lengths = store.lengths[source.kept]
@@ -169,7 +181,8 @@ def _of_padded(source: PaddedRows, num_examples: int) -> Any:
         more.append(("classes", ", ".join(f"{name} {n:,}" for name, n in each if n)))
     documents = source.config.text.documents()
     shown = []
-    for row in _drawn(len(source), num_examples):
+    among = np.arange(len(source)) if chosen is None else np.unique(chosen)
+    for row in _drawn(among, num_examples):
         document = int(source.kept[row])
         where = documents.where(document)
         if source.labels is not None:
@@ -180,10 +193,10 @@ def _of_padded(source: PaddedRows, num_examples: int) -> Any:
     return int(np.minimum(lengths, context).sum()), tuple(more), tuple(shown)
 
 
-def _drawn(total: int, count: int) -> list[int]:
-    """Some of ``total``, by hash."""
-    bits = random_bits(derive_key(0, "report"), np.arange(total))
-    return np.argsort(bits)[:count].tolist()
+def _drawn(among: Int[np.ndarray, " among"], count: int) -> list[int]:
+    """Some of these, by hash."""
+    bits = random_bits(derive_key(0, "report"), among)
+    return among[np.argsort(bits)[:count]].tolist()
 
 
 def _shown(

@@ -81,8 +81,8 @@ class TokenizerJson:
       path: The file, or a folder that has it, or the name of a model on the Hugging
         Face hub, "owner/name". Names of special tokens are read from the
         ``tokenizer_config.json`` beside it, if there is one.
-      bos: Token before a text; None: as that file says.
-      eos: Token after a text; None: as that file says.
+      bos: Token before a text; None: as the files say.
+      eos: Token after a text; None: as the files say.
 
     Example:
       >>> TokenizerJson("checkpoints/student").path    # a config opens nothing
@@ -119,7 +119,10 @@ class TokenizerJson:
         names = {"bos": special.get("bos_token"), "eos": special.get("eos_token")}
         chosen = {"bos": self.bos, "eos": self.eos}
         names |= {name: token for name, token in chosen.items() if token is not None}
-        return FastTokenizer(tokenizer, names, hashlib.sha256(data).hexdigest(), path)
+        digest = hashlib.sha256(data).hexdigest()
+        return FastTokenizer(
+            tokenizer, names, digest, path, begins=self.bos is not None
+        )
 
 
 class FastTokenizer:
@@ -127,13 +130,21 @@ class FastTokenizer:
 
     Args:
       tokenizer: A `tokenizers.Tokenizer`.
-      special: The tokens before ("bos") and after ("eos") a text; None for none.
+      special: How the tokens that begin ("bos") and end ("eos") are written; None for
+        none.
       digest: Of the file that it was read from.
       path: The file, for messages.
+      begins: Put bos before a text even if the file does not say so.
     """
 
     def __init__(
-        self, tokenizer: Any, special: Mapping[str, str | None], digest: str, path: Path
+        self,
+        tokenizer: Any,
+        special: Mapping[str, str | None],
+        digest: str,
+        path: Path,
+        *,
+        begins: bool = False,
     ):
         self._tokenizer = tokenizer
         ids: dict[str, int | None] = {"bos": None, "eos": None}
@@ -156,6 +167,8 @@ class FastTokenizer:
         while whole[before : before + len(bare)] != bare:
             before += 1
         self.prefix = tuple(whole[:before])
+        if begins and self.bos_id is not None and self.bos_id not in self.prefix:
+            self.prefix = (self.bos_id, *self.prefix)
         self.suffix = tuple(whole[before + len(bare) :])
 
     def encode(
@@ -183,13 +196,15 @@ class FastTokenizer:
 
     def num_bytes(self) -> Int32[np.ndarray, " vocab"]:
         """How many bytes of text each token stands for; special ones stand for none."""
-        special = self._tokenizer.get_added_tokens_decoder()
+        added = self._tokenizer.get_added_tokens_decoder()
         decoder = json.loads(self._tokenizer.to_str())["decoder"]
         # each of its letters stands for one byte
         of_bytes = '"ByteLevel"' in json.dumps(decoder)
         found = np.zeros(self.vocab_size, np.int32)
         for token, i in self._tokenizer.get_vocab().items():
-            if i not in special:
+            if i in added:  # written as it is, like a run of spaces, or no text at all
+                found[i] = 0 if added[i].special else len(added[i].content.encode())
+            else:
                 found[i] = len(token) if of_bytes else _num_bytes(token)
         return found
 
@@ -199,7 +214,9 @@ class SentencePiece:
     """A ``.model`` file of SentencePiece, as Llama 2, Gemma and T5 have it.
 
     Control symbols in a text, such as ``<s>``, are letters to it: only symbols that the
-    model calls user-defined become one token, which is how Gemma's turns are made.
+    model calls user-defined become one token, which is how Gemma's turns are made. The
+    beginning and the end of a sequence that a chat template writes are tokens all the
+    same, and what lies between them is encoded by itself, as Llama 2 does it.
 
     Attributes:
       path: The file.

@@ -101,7 +101,8 @@ def _rope(json: Json, layers: str = GLOBAL, base: float = 10_000.0) -> Rope:
     found = json.get("rope_parameters") or json.get("rope_scaling") or {}
     found = found.get(layers, found)
     kind = found.get("rope_type", found.get("type", "default"))
-    rope = Rope(base=float(found.get("rope_theta", json.get("rope_theta", base))))
+    given = found.get("rope_theta", json.get("rope_theta"))
+    rope = Rope(base=float(base if given is None else given))
     if kind == "default":
         return rope
     if kind == "linear":

@@ -29,10 +29,11 @@ class SafetensorsSource:
     @functools.cached_property
     def _tensors(self) -> dict[str, tuple[Path, Shape, Any]]:
         found = {}
-        for path in self._files:
+        for path, named in self._files.items():
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118  not a mapping
-                    if re.fullmatch(self._ignored, name):
+                    elsewhere = named.get(name, path.name) != path.name
+                    if elsewhere or re.fullmatch(self._ignored, name):
                         continue
                     piece = file.get_slice(name)
                     kind = DTYPES.get(piece.get_dtype())
@@ -58,11 +59,16 @@ class SafetensorsSource:
             return file.get_slice(name)[index]
 
 
-def _files(directory: Path) -> list[Path]:
+def _files(directory: Path) -> dict[Path, Mapping[str, str]]:
+    """Each file, and which file the index says that a tensor is in."""
+    # first, as transformers does: others are the same in another layout, or older
+    if (whole := directory / WEIGHTS).exists():
+        return {whole: {}}
     index = directory / INDEX
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            named = dict(json.loads(index.read_text())["weight_map"])
+            names = sorted(set(named.values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             fail(
                 "load_pretrained",
@@ -80,10 +86,8 @@ def _files(directory: Path) -> list[Path]:
                 f"{directory} without {', '.join(missing)}",
                 "Fetch the rest.",
             )
-        return files
+        return dict.fromkeys(files, named)
     files = sorted(directory.glob("*.safetensors"))
-    if (whole := directory / "model.safetensors") in files:
-        return [whole]  # others are the same in another layout
     if not files:
         fail(
             "load_pretrained",
@@ -92,7 +96,7 @@ def _files(directory: Path) -> list[Path]:
             str(directory),
             "Convert other weights first, with save_pretrained of transformers.",
         )
-    return files
+    return {path: {} for path in files}
 
 
 def _open(path: Path) -> Any:
@@ -113,10 +117,27 @@ def _open(path: Path) -> Any:
 def write(
     directory: Path, tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int
 ) -> None:
-    """Write tensors in files of at most `max_bytes`, with an index if they are many."""
+    """Write tensors in files of at most `max_bytes`, with an index if they are many.
+
+    What was written is removed if a tensor cannot be: the next try finds a clean place.
+    """
+    parts: list[Path] = []
+    try:
+        _write(directory, tensors, max_bytes, parts)
+    except BaseException:
+        for path in parts:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write(
+    directory: Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    max_bytes: int,
+    parts: list[Path],
+) -> None:
     from safetensors.numpy import save_file
 
-    parts: list[Path] = []
     held: dict[str, np.ndarray] = {}
     where: dict[str, int] = {}
     total = 0

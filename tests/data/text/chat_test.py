@@ -221,3 +221,26 @@ def test_the_fingerprint_is_that_of_what_is_rendered():
 def test_a_template_goes_to_worker_processes():
     chat = ChatTemplate(source=MARKED)()
     assert pickle.loads(pickle.dumps(chat))(TALK) == chat(TALK)
+
+
+def test_a_lone_answer_may_be_learnt_as_the_last_one():
+    alone = [{"role": "assistant", "content": "Emma."}]
+    source = "{{ messages[0].role }}: " + MARKED
+    template = ChatTemplate(source=source, learn="last")
+    assert learnt(template, alone) == ["Emma.<end>"]
+
+
+def test_a_template_that_treats_no_message_otherwise_is_told_apart():
+    """SmolLM2's puts a system message before those that have none."""
+    source = "{% if messages and messages[0].role != 'system' %}<sys>{% endif %}"
+    with pytest.raises(ValueError, match="begin with a message that the assistant ans"):
+        ChatTemplate(source=source + CHATML)()([TALK[1]])
+
+
+def test_templates_of_other_names_are_told(tmp_path):
+    named = [{"name": "tool_use", "template": CHATML}]
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": named})
+    )
+    with pytest.raises(ValueError, match=r"one named default .*, got only tool_use"):
+        ChatTemplate(str(tmp_path))()

@@ -182,6 +182,18 @@ def test_half_a_surrogate_pair_is_named_or_replaced(tmp_path):
     assert Jsonl((str(path),), errors="replace")()[1] == "half ?"
 
 
+def test_messages_are_checked_as_texts_are(tmp_path):
+    """Wherever in a message the text is."""
+    call = {"function": {"name": "look", "arguments": ["half \ud83d"]}}
+    for extra in ({"content": "half \ud83d"}, {"content": "", "tool_calls": [call]}):
+        talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", **extra}]
+        path = write_jsonl(tmp_path / "a.jsonl", [{"messages": talk}])
+        with pytest.raises(ValueError, match=r"a\.jsonl:1 must be Unicode"):
+            Jsonl((path,), "messages")()[0]
+        replaced = Jsonl((path,), "messages", "replace")()[0]
+        assert "half ?" in str(replaced)
+
+
 def test_windows_breaks_marks_and_blank_lines_are_no_documents(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n\n{"text": "two"}')
@@ -283,6 +295,34 @@ def test_parquet_may_hold_conversations_and_large_strings(tmp_path):
     parquet.write_table(pyarrow.table({"messages": [talk], "text": large}), path)
     assert Parquet((str(path),), field="messages")()[0] == talk
     assert Parquet((str(path),))()[0] == "one"
+
+
+def test_messages_of_parquet_have_the_fields_that_are_theirs(tmp_path):
+    """Arrow gives every message every field; `'tool_calls' in message` must hold of
+    those alone that have them."""
+    call = {"name": "look", "arguments": {"at": "Bath"}}
+    asks = {"role": "assistant", "content": None, "tool_calls": [call]}
+    talk = [*conversation("Where?"), asks, {"role": "tool", "content": "Bath"}]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"messages": [talk]}), path)
+    assert Parquet((str(path),), field="messages")()[0] == talk
+
+
+def test_messages_of_parquet_that_are_no_utf8_are_named_or_replaced(tmp_path):
+    kind = pyarrow.list_(pyarrow.struct({"role": "binary", "content": "binary"}))
+    talk = [{"role": b"user", "content": b"caf\xe9"}]
+    text = pyarrow.list_(pyarrow.struct({"role": "string", "content": "string"}))
+    column = pyarrow.array([talk], kind)
+    fields = [x.view("string") for x in column.values.flatten()]
+    broken = pyarrow.StructArray.from_arrays(fields, ["role", "content"])
+    column = pyarrow.ListArray.from_arrays(column.offsets, broken)
+    assert column.type == text
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"messages": column}), path)
+    with pytest.raises(ValueError, match=r"row 0 must be UTF-8.*0xe9 at offset 3"):
+        Parquet((str(path),), "messages")()[0]
+    (message,) = Parquet((str(path),), "messages", "replace")()[0]
+    assert message == {"role": "user", "content": "caf\ufffd"}
 
 
 def test_parquet_is_read_from_many_threads(tmp_path):

@@ -9,13 +9,19 @@ import gguf
 import numpy as np
 import pytest
 
-from distilljax.data.text import GgufTokenizer, TokenizerJson
+from distilljax.data.text import GgufTokenizer, Texts, Tokenized, TokenizerJson
 from tests.data.text.tiny import train_tokenizer
 
 TEXT = "Her rich cousin visits 1984 friends, at  Bath.\n\ndéjà vu!<|im_end|>"
 
 
-def write(path: Path, folder: Path, pre: str = "gpt-2", model: str = "gpt2") -> str:
+def write(
+    path: Path,
+    folder: Path,
+    pre: str = "gpt-2",
+    model: str = "gpt2",
+    add_bos: bool | None = None,
+) -> str:
     """The tokenizer in a folder as GGUF has it."""
     stored = json.loads((folder / "tokenizer.json").read_text())
     vocab = stored["model"]["vocab"]
@@ -29,6 +35,8 @@ def write(path: Path, folder: Path, pre: str = "gpt-2", model: str = "gpt2") -> 
     writer.add_token_merges([" ".join(pair) for pair in stored["model"]["merges"]])
     writer.add_eos_token_id(vocab["<|im_end|>"])
     writer.add_bos_token_id(vocab["<|endoftext|>"])
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -44,7 +52,41 @@ def test_it_reads_and_writes_as_the_original(model, tmp_path):
     assert found.vocab_size == original.vocab_size
     assert found.eos_id == original.eos_id == ids[-1]
     assert found.bos_id is None  # the file does not say that it is put before a text
-    assert GgufTokenizer(str(tmp_path / "a.gguf"), bos="<|im_start|>")().bos_id == 1
+    assert found.prefix == ()
+    asked = GgufTokenizer(str(tmp_path / "a.gguf"), bos="<|im_start|>")()
+    assert (asked.bos_id, asked.prefix) == (1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("pre", "says", "begins"),
+    [
+        ("gpt-2", None, False),
+        ("gpt-2", True, True),
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+    ],
+)
+def test_a_text_begins_as_the_file_says(model, tmp_path, pre, says, begins):
+    """Where it says nothing as llama.cpp reads it, which has BOS with Llama 3."""
+    path = write(tmp_path / "a.gguf", model, pre=pre, add_bos=says)
+    tokenizer = GgufTokenizer(path)()
+    bos = TokenizerJson(str(model))().bos_id
+    assert tokenizer.prefix == ((bos,) if begins else ())
+    text = Tokenized(Texts(("Her aunt",)), GgufTokenizer(path))()
+    assert (text.tokens(0)[0] == bos) == begins
+
+
+def test_a_word_of_llama_3_needs_no_merges(model, tmp_path):
+    """Its vocabulary has words that no sequence of merges makes."""
+    stored = json.loads((model / "tokenizer.json").read_text())
+    vocab = stored["model"]["vocab"]
+    vocab["clergyman!"] = vocab["Bathclergyman"] = 0  # taken by no pair
+    vocab["clergyman!"], vocab["Bathclergyman"] = len(vocab) - 2, len(vocab) - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    for pre, count in (("gpt-2", 2), ("llama-bpe", 1)):
+        path = write(tmp_path / f"{pre}.gguf", tmp_path, pre=pre)
+        ids = GgufTokenizer(path)().encode(["Bathclergyman"])[0].ids
+        assert (len(ids) == 1) == (count == 1)
 
 
 def test_tokens_have_the_bytes_of_the_text(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from distilljax.data import Loader
@@ -128,3 +129,15 @@ def test_the_page_is_escaped_and_marks_what_is_learnt(model):
     assert "<script>" not in page
     assert "<mark>a &amp; b&lt;|im_end|&gt;</mark>" in page
     assert "<h2>data</h2>" in page
+
+
+def test_of_chosen_rows_the_examples_are_theirs(model):
+    rows = packed(model, documents(50))()
+    chosen = np.array([3, 5])
+    found = summarize(rows, 100, chosen=chosen)
+    assert dict(found.lines())["chosen"].startswith("2 of these rows, ")
+    assert found.rows == len(rows)
+    pieces = np.concatenate([rows.units(int(i))[0] for i in chosen])
+    assert len(found.shown) == len(np.unique(pieces))
+    whole = summarize(rows, 1000)
+    assert {one.where for one in found.shown} < {one.where for one in whole.shown}

@@ -9,16 +9,23 @@ import shutil
 import sys
 import types
 
+import numpy as np
 import pytest
 import sentencepiece
 
 from distilljax.data.text import (
+    ByteTokenizer,
+    ChatTemplate,
     SentencePiece,
+    Texts,
+    Tokenized,
     Tokenizer,
     TokenizerJson,
     check_vocabulary,
 )
-from tests.data.text.tiny import sentences
+from distilljax.data.text.documents import digest
+from distilljax.data.text.encoder import Encoder
+from tests.data.text.tiny import conversation, sentences
 
 TEXT = "The clever sister admires a 😀 café."
 
@@ -188,3 +195,70 @@ def test_a_tokenizer_of_the_hub_is_fetched_without_the_weights(
     assert name == "owner/tiny"
     assert "tokenizer*" in patterns
     assert not any("safetensors" in pattern for pattern in patterns)
+
+
+LLAMA_2 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["pieces", "bytes"])
+def test_what_a_template_writes_for_bos_and_eos_are_those_tokens(
+    kind, piece_model, tmp_path
+):
+    """As letters the student would learn to spell "</s>", and never to end."""
+    config = SentencePiece(piece_model) if kind == "pieces" else ByteTokenizer()
+    tokenizer = config()
+    talk = conversation("Who is clever?", "Her sister.")
+    text = Tokenized(
+        Texts((talk,)), config, ChatTemplate(source=LLAMA_2), cache_dir=str(tmp_path)
+    )
+    store = text()
+    tokens, learnt = store.tokens(0), store.learnt(0)
+    assert tokens[-1] == tokenizer.eos_id
+    assert learnt[-1]
+    assert (tokens == tokenizer.eos_id).sum() == 1
+    if kind == "pieces":
+        assert tokens[0] == tokenizer.bos_id
+        assert not learnt[0]
+    # what lies between is what the tokenizer says of it alone
+    between = "[INST] Who is clever? [/INST] Her sister. "
+    want = tokenizer.encode([between])[0].ids
+    begin = 1 if kind == "pieces" else 0
+    np.testing.assert_array_equal(tokens[begin:-1], want)
+    said = tokenizer.decode(tokens[learnt][:-1].tolist())
+    assert said.strip() == "Her sister."
+
+
+def test_a_tokenizer_that_finds_them_itself_keeps_its_store(model):
+    """No other digest, and so no tokens that are encoded again."""
+    tokenizer = TokenizerJson(str(model))()
+    chat = ChatTemplate(str(model))(bos="<|endoftext|>", eos="<|im_end|>")
+    found = Encoder(tokenizer, chat, (), ())
+    assert found._apart == {}
+    assert found.fingerprint == digest(tokenizer.fingerprint, chat.fingerprint, (), ())
+
+
+def test_bos_is_put_before_a_text_where_it_is_asked_for(model):
+    assert TokenizerJson(str(model))().prefix == ()
+    tokenizer = TokenizerJson(str(model), bos="<|im_start|>")()
+    assert tokenizer.prefix == (tokenizer.bos_id,)
+
+
+def test_added_tokens_that_are_text_have_its_bytes(model, tmp_path):
+    """Runs of spaces, say, as code models have them; special ones are no text."""
+    stored = json.loads((model / "tokenizer.json").read_text())
+    last = max(stored["model"]["vocab"].values())
+    for i, content in enumerate(("    ", "\n\n", "é!"), start=last + 1):
+        flags = dict.fromkeys(
+            ("single_word", "lstrip", "rstrip", "normalized", "special"), False
+        )
+        stored["added_tokens"].append({"id": i, "content": content, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    tokenizer = TokenizerJson(str(tmp_path))()
+    text = "if clever:\n\n    admires é!"
+    ids = tokenizer.encode([text + "<|im_end|>"])[0].ids
+    assert (ids > last).sum() == 3
+    assert tokenizer.num_bytes()[ids].sum() == len(text.encode())

@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from distilljax import students
 from distilljax.models import (
     DECODER_RULES,
     DecoderConfig,
@@ -242,7 +243,7 @@ def test_weights_of_a_model_that_was_there_are_not_mixed_with_another(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": 3}'])
 def test_an_index_that_is_none_is_named(tmp_path, text):
-    save_pretrained(CONFIG(nnx.Rngs(0)), tmp_path / "model")
+    save_pretrained(CONFIG(nnx.Rngs(0)), tmp_path / "model", max_file_bytes=20_000)
     (tmp_path / "model/model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index.json must be JSON with a weight_map"):
         load_pretrained(tmp_path / "model")
@@ -259,6 +260,36 @@ def test_the_same_weights_in_another_layout_are_passed_over(tmp_path):
     model = CONFIG(nnx.Rngs(0))
     save_pretrained(model, tmp_path / "model")
     (tmp_path / "model/consolidated.safetensors").write_bytes(b"in another layout")
+    states_equal(load_pretrained(tmp_path / "model"), model)
+
+
+def test_of_two_tensors_of_a_name_the_one_that_the_index_names_is_read(tmp_path):
+    model = CONFIG(nnx.Rngs(0))
+    save_pretrained(model, tmp_path / "model", max_file_bytes=20_000)
+    last = sorted((tmp_path / "model").glob("*.safetensors"))[-1]
+    held = load_file(last)
+    stale = np.zeros_like(model.embed.embedding[...])
+    assert "model.embed_tokens.weight" not in held
+    save_file({**held, "model.embed_tokens.weight": stale}, last)
+    states_equal(load_pretrained(tmp_path / "model"), model)
+
+
+def test_one_whole_file_goes_before_an_index_of_older_ones(tmp_path):
+    """As in transformers: the parts may lie there from before."""
+    old, model = CONFIG(nnx.Rngs(0)), CONFIG(nnx.Rngs(1))
+    save_pretrained(old, tmp_path / "model", max_file_bytes=20_000)
+    save_pretrained(model, tmp_path / "whole")
+    shutil.copy(tmp_path / "whole/model.safetensors", tmp_path / "model")
+    states_equal(load_pretrained(tmp_path / "model"), model)
+
+
+def test_what_cannot_be_written_leaves_a_place_to_write_to(tmp_path):
+    model = CONFIG(nnx.Rngs(0))
+    adapted = students.add_lora(model, rank=2, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match=r"got layers/0/.*lora_a\. Merge adapters"):
+        save_pretrained(adapted, tmp_path / "model", max_file_bytes=20_000)
+    assert list((tmp_path / "model").iterdir()) == []
+    save_pretrained(students.merge_lora(adapted), tmp_path / "model")
     states_equal(load_pretrained(tmp_path / "model"), model)
 
 
