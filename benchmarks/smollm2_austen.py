@@ -75,7 +75,7 @@ def main() -> None:
     online = None if args.online is None else collect(args.online)
     found["online"] = online or before.get("online")
     write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
-    print("\n".join(table(found)))
+    print("\n".join([*table(found), "", *samples(found)]))
     draw(found)
     print(f"wrote {RESULTS.relative_to(ROOT)} and {FIGURE.relative_to(ROOT)}")
 
@@ -192,6 +192,19 @@ def table(found: dict[str, Any]) -> list[str]:
             of("other_tests", "python", "perplexity"),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def samples(found: dict[str, Any], length: int = 72) -> list[str]:
+    """How each goes on after one of the prompts, with its first seed, as Markdown."""
+    texts = {"teacher, SmolLM2-135M in 4 bits": found["teacher"]["samples"]}
+    for name, arm in found["arms"].items():
+        texts[ARMS[name]] = next(iter(arm["seeds"].values()))["samples"]
+    prompt = next(iter(found["teacher"]["samples"]))
+    lines = [f"| | {prompt} ... |", "|---|---|"]
+    for name, said in texts.items():
+        shown = said[prompt][:length].replace("\n", "⏎").replace("|", "\\|")
+        lines.append(f"| {name} | {shown.strip()} ... |")
     return lines
 
 

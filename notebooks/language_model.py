@@ -102,7 +102,7 @@ base = Config(
     student=shape,
     objective=objectives.CrossEntropy(),
     optimizer=optimizers.AdamW(
-        learning_rate=optimizers.WarmupCosine(1e-2, teacher_steps, warmup_steps=10)
+        learning_rate=optimizers.WarmupCosine(1e-2, teacher_steps, warmup_steps=min(10, teacher_steps // 2))
     ),
     data=rows,
     validation=data.Slice(held_out, -16),
@@ -134,7 +134,7 @@ distilled = replace(
     teacher=teacher,
     objective=objectives.LogitKD(temperature=1.0),
     optimizer=optimizers.AdamW(
-        learning_rate=optimizers.WarmupCosine(2e-3, student_steps, warmup_steps=10)
+        learning_rate=optimizers.WarmupCosine(2e-3, student_steps, warmup_steps=min(10, student_steps // 2))
     ),
     steps=student_steps,
     eval_every_steps=max(student_steps // 10, 1),

@@ -53,11 +53,17 @@ def test_the_smallest_form_differs_from_the_recipe_in_sizes_alone(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_smallest_form_trains_and_is_measured(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        *((name, "data=2,fsdp=2,tensor=2") for name in PUBLISHED),
+        ("gemma2_9b_to_2b", ""),
+    ],
+)
+def test_the_smallest_form_trains_and_is_measured(name, mesh, tmp_path):
+    """Split as on a pod, and as it is: all eight devices have a part of the batch."""
     smoke = load_experiment(RECIPES / f"{name}.py").arms(0)["smoke"]
-    mesh = "data=2,fsdp=2,tensor=2"
-    results = train(replace(smoke, mesh=mesh), tmp_path, arm="smoke")
+    results = train(replace(smoke, mesh=mesh or smoke.mesh), tmp_path, arm="smoke")
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     kd = [r["kd"] for r in map(json.loads, lines) if r["split"] == "train"]
     assert kd[-1] < 0.8 * kd[0]

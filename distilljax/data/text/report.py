@@ -121,7 +121,7 @@ def summarize(
     """
     store, kept = source.store, source.kept
     lengths = store.lengths[kept]
-    of = _of_packed if isinstance(source, PackedRows) else _of_padded
+    of: Any = _of_packed if isinstance(source, PackedRows) else _of_padded
     used, more, shown = of(source, num_examples, chosen)
     if chosen is not None:
         share = _percent(len(chosen) / len(source))
