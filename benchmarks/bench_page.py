@@ -56,6 +56,7 @@ NAMES = {
     "liger": "PyTorch + Liger",
     "pytorch": "PyTorch, eager",
     "trl_gkd": "TRL GKD's loss",
+    "trl_chunked": "TRL DistillationTrainer's loss",
     "tunix": "Tunix' strategy",
 }
 

@@ -35,7 +35,7 @@ from distilljax.workdir import machine, today, versions
 
 HERE = Path(__file__).resolve().parent
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-TORCH = ("torch_compile", "liger", "pytorch", "trl_gkd")
+TORCH = ("torch_compile", "liger", "pytorch", "trl_gkd", "trl_chunked")
 FEW = ("plain", "ours", "ours_bare", "liger", "pytorch")
 """Those that are compared in more than one setting."""
 

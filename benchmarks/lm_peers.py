@@ -105,6 +105,23 @@ def trl(student: Params, teacher: Params, tokens: torch.Tensor) -> torch.Tensor:
     return GKDTrainer.generalized_jsd_loss(z, v, labels=tokens, beta=0.0)
 
 
+def trl_chunked(
+    student: Params, teacher: Params, tokens: torch.Tensor
+) -> torch.Tensor:
+    """The loss of TRL's distillation trainer, which makes logits in chunks, twice."""
+    from trl.trainer import distillation_trainer
+
+    with torch.no_grad():
+        theirs = hidden_states(teacher, tokens)
+    own = hidden_states(student, tokens)
+    kernels = (params["embed/embedding"] for params in (student, teacher))
+    mask = torch.ones_like(tokens)
+    loss, _, _ = distillation_trainer._chunked_divergence_loss(
+        own, theirs, *kernels, mask, 0.0
+    )
+    return loss
+
+
 # Liger's own choice is 1,024, all of these positions at once; so is a quarter of it.
 CHUNK = 256
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
@@ -112,8 +129,9 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "torch_compile": kl,
     "liger": liger,
     "trl_gkd": trl,
+    "trl_chunked": trl_chunked,
 }
-PACKAGES = {"liger": "liger-kernel", "trl_gkd": "trl"}
+PACKAGES = {"liger": "liger-kernel", "trl_gkd": "trl", "trl_chunked": "trl"}
 
 
 def make(name: str, weights: str) -> tuple[Callable[[], float], dict[str, Any]]:

@@ -39,4 +39,16 @@ def fetch(function: str, name: str, patterns: Sequence[str] = MODEL) -> Path:
             repr(name),
             "pip install huggingface_hub, or fetch the directory otherwise.",
         )
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+    try:
+        found = huggingface_hub.snapshot_download(name, allow_patterns=list(patterns))
+    except (OSError, ValueError) as error:  # of the network, of a name, of a licence
+        first = str(error).strip().partition("\n")[0]
+        fail(
+            function,
+            "the path",
+            "exist, or be a model that can be fetched from the hub",
+            f"{name!r} ({type(error).__name__}: {first})",
+            "Check the name, the network, and whether its licence was accepted (hf "
+            "auth login), or fetch the directory otherwise.",
+        )
+    return Path(found)

@@ -47,7 +47,12 @@ def from_scratch(
       ({'layers/0': 'layers/0', 'layers/1': 'layers/3'}, (64, 16))
     """
     student = config(rngs)
-    _check_both("from_scratch", student, teacher)
+    _check_layers("from_scratch", student, teacher)
+    ours, theirs = student.config.vocab_size, teacher.config.vocab_size
+    if ours != theirs:
+        rule = f"have the teacher's vocabulary, of {theirs} tokens"
+        remedy = "Logits are compared token by token: use the teacher's tokenizer."
+        fail("from_scratch", "the student", rule, ours, remedy)
     if embedding is not None:
         ours, theirs = student.embed.embedding, teacher.embed.embedding[...]
         found = embedding(theirs, ours.shape[1])
@@ -59,7 +64,10 @@ def from_scratch(
 
 
 def from_checkpoint(path_or_id: str | Path, teacher: Any, **options: Any) -> Made:
-    """A student that has been trained before: a smaller model of the same vocabulary.
+    """A student that has been trained before: a smaller model of the same tokenizer.
+
+    Models of one family pad their vocabularies to different sizes (Qwen2.5: 151,936 and
+    152,064): `LogitKD(num_classes=)` is then the number of tokens that both know.
 
     Args:
       path_or_id: Of a model, as `models.load_pretrained` takes it.
@@ -82,7 +90,7 @@ def from_checkpoint(path_or_id: str | Path, teacher: Any, **options: Any) -> Mad
       1.0
     """
     student = load_pretrained(path_or_id, **options)
-    _check_both("from_checkpoint", student, teacher)
+    _check_layers("from_checkpoint", student, teacher)
     return _paired(student, teacher)
 
 
@@ -135,15 +143,9 @@ def _check_narrower(function: str, embedding: Array, width: int) -> None:
         fail(function, "width", rule, width, "Start a wider student at random.")
 
 
-def _check_both(function: str, student: Any, teacher: Any) -> None:
-    """Both have layers, and one vocabulary."""
+def _check_layers(function: str, student: Any, teacher: Any) -> None:
     check_layered(function, "the student", student)
     check_layered(function, "teacher", teacher)
-    ours, theirs = student.config.vocab_size, teacher.config.vocab_size
-    if ours != theirs:
-        rule = f"have the teacher's vocabulary, of {theirs} tokens"
-        remedy = "Logits are compared token by token: use the teacher's tokenizer."
-        fail(function, "the student", rule, ours, remedy)
 
 
 def _paired(student: Any, teacher: Any) -> Made:

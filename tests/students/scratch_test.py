@@ -5,17 +5,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from distilljax import make_distill_step
 from distilljax.models import save_pretrained
+from distilljax.objectives import LogitKD
 from distilljax.students import (
     from_checkpoint,
     from_scratch,
     projected_embedding,
     sliced_embedding,
 )
-from tests.students.small import CONFIG, arrays_of, decoder, logits_of
+from tests.students.small import BATCH, CONFIG, arrays_of, decoder, logits_of
 
 
 def small(**changes):
@@ -69,6 +72,20 @@ def test_a_checkpoint_is_loaded_as_it_is(tmp_path):
     made = from_checkpoint(tmp_path / "student", decoder())
     np.testing.assert_allclose(logits_of(made.student), logits_of(model), atol=1e-6)
     assert made.layers == {"layers/0": "layers/0", "layers/1": "layers/3"}
+
+
+def test_a_checkpoint_may_be_padded_otherwise(tmp_path):
+    """Then the loss is told how many tokens there are."""
+    padded = {"vocab_size": 40, "embed_scale": 1.0, "head_dim": 4}
+    save_pretrained(small(**padded)(nnx.Rngs(9)), tmp_path / "student")
+    teacher = decoder()
+    student = from_checkpoint(tmp_path / "student", teacher).student
+    optimizer = nnx.Optimizer(student, optax.sgd(1e-2), wrt=nnx.Param)
+    kd = {"temperature": 1.0, "ce_weight": 0.0}
+    with pytest.raises(ValueError, match="pass num_classes"):
+        make_distill_step(LogitKD(**kd), teacher)(student, optimizer, BATCH)
+    step = make_distill_step(LogitKD(num_classes=32, **kd), teacher)
+    assert np.isfinite(step(student, optimizer, BATCH)["kd"].value)
 
 
 def test_another_vocabulary_is_refused():

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
-from distilljax._checks import fail
+from distilljax._checks import check_type, fail
 from distilljax._hub import TOKENIZER, fetch
 
 
@@ -348,6 +348,7 @@ def _special_tokens(path: Path) -> dict[str, str]:
         found = json.loads(path.read_text())
     except ValueError as error:
         fail("TokenizerJson", str(path), "be JSON", error, "Copy it again.")
+    check_type("TokenizerJson", str(path), found, dict, "Copy it again.")
     tokens = {}
     for name in ("bos_token", "eos_token"):
         token = found.get(name)

@@ -23,7 +23,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 # Those whose queries and keys llama.cpp permutes.
 PERMUTED = {"llama"}
-TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"}
+# Also those that llama.cpp mixes in: a file of Q4_0 has its embedding in Q6_K.
+TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+)  # fmt: skip
 
 
 class GgufSource:
@@ -44,6 +48,17 @@ class GgufSource:
                 "It may have been cut short: fetch it again.",
             )
         self._by_name = {tensor.name: tensor for tensor in self._reader.tensors}
+        kinds = {name: t.tensor_type.name for name, t in self._by_name.items()}
+        others = {name: kind for name, kind in kinds.items() if kind not in TYPES}
+        if others:
+            first = next(iter(others))
+            fail(
+                "load_pretrained",
+                "all tensors",
+                f"be of types among {', '.join(TYPES)}",
+                f"{len(others)} of others in {path}: {first} is {others[first]}",
+                "Quantise the model to one of these, or load its safetensors.",
+            )
 
     def tensors(self) -> Mapping[str, tuple[Shape, Any]]:
         """Shape and dtype of each tensor, by name."""
@@ -57,16 +72,8 @@ class GgufSource:
         from gguf import dequantize
 
         tensor = self._by_name[name]
-        kind = tensor.tensor_type
-        if kind.name not in TYPES:
-            fail(
-                "load_pretrained",
-                f"the tensor {name}",
-                f"be of a type of {', '.join(sorted(TYPES))}",
-                f"{kind.name} in {self.where}",
-                "Quantise the model to one of these, or load its safetensors.",
-            )
-        return dequantize(tensor.data[index[0]], kind)[(slice(None), *index[1:])]
+        rows = dequantize(tensor.data[index[0]], tensor.tensor_type)
+        return rows[(slice(None), *index[1:])]
 
     def config(self) -> DecoderConfig:
         """The decoder that the file describes."""

@@ -42,7 +42,7 @@ def load_pretrained(
 
     Args:
       path_or_id: A directory with config.json and one or many safetensors files; a
-        GGUF file (F32, F16, Q8_0, Q4_0, Q4_1); or the name of a model on the hub,
+        GGUF file (F32, F16, Q8_0, Q4_0, Q6_K, ...); or the name of a model on the hub,
         "owner/name", which is fetched if `huggingface_hub` is installed.
       dtype: Type of the parameters; None is that of the file (GGUF: float32).
         Batch statistics are float32 in any case.
@@ -100,6 +100,14 @@ def _opened(
     path_or_id: str | Path, dtype: Any, options: Mapping[str, Any]
 ) -> tuple[Kind, Any, Any, Any]:
     """What kind of model it is, its config, where its weights are, and their names."""
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        fail(
+            "load_pretrained",
+            "dtype",
+            "be a floating-point type",
+            repr(dtype),
+            "For few bits load it so, and call students.quantize_weights.",
+        )
     path = Path(path_or_id)
     if not path.exists():
         path = _hub.fetch("load_pretrained", str(path_or_id))

@@ -262,3 +262,10 @@ def test_added_tokens_that_are_text_have_its_bytes(model, tmp_path):
     ids = tokenizer.encode([text + "<|im_end|>"])[0].ids
     assert (ids > last).sum() == 3
     assert tokenizer.num_bytes()[ids].sum() == len(text.encode())
+
+
+def test_a_config_that_is_a_list_is_named(model, tmp_path):
+    shutil.copy(model / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(TypeError, match=r"tokenizer_config\.json must be"):
+        TokenizerJson(str(tmp_path))()

@@ -13,6 +13,8 @@ import pytest
 from flax import nnx
 
 from distilljax.models import DecoderConfig, load_pretrained
+from distilljax.models.pretrained import _gguf
+from distilljax.models.pretrained._gguf import GgufSource
 from distilljax.sharding import mesh_from_string
 
 CONFIG = DecoderConfig(
@@ -153,6 +155,34 @@ def test_architectures_say_the_same_as_before(arch, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_what_llama_cpp_mixes_in_is_read(kind, tmp_path):
+    """As `gguf` decodes the whole tensor, whichever rows are asked for."""
+    quantised = gguf.GGMLQuantizationType[kind]
+    _, size = gguf.GGML_QUANT_SIZES[quantised]
+    blocks = np.random.default_rng(0).integers(0, 256, (8, 2, size), np.uint8)
+    # the scales of a block are float16: not inf, and not nan
+    scales = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q6_K": (208, 210)}
+    first, last = scales.get(kind, (0, 4))
+    blocks[..., first:last] = np.tile(
+        np.float16([0.01]).view(np.uint8), (last - first) // 2
+    )
+    data = blocks.reshape(8, -1)
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tensor("token_embd.weight", data, raw_dtype=quantised)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = GgufSource(tmp_path / "a.gguf")
+    whole = gguf.dequantize(data, quantised)
+    assert source.tensors()["token_embd.weight"][0] == whole.shape == (8, 512)
+    assert np.isfinite(whole).all()
+    piece = source.read("token_embd.weight", (slice(2, 5), slice(100, 300)))
+    np.testing.assert_array_equal(piece, whole[2:5, 100:300])
+    assert np.std(piece) > 0
+
+
 def test_a_mesh_holds_the_pieces(tmp_path):
     model = CONFIG(nnx.Rngs(0))
     write(tmp_path / "model.gguf", model, "Q8_0")
@@ -178,10 +208,13 @@ def test_scalings_of_rotary_embeddings(tmp_path):
         load_pretrained(tmp_path / "yarn.gguf")
 
 
-def test_other_types_and_architectures_are_refused(tmp_path):
+def test_other_types_and_architectures_are_refused(tmp_path, monkeypatch):
     model = CONFIG(nnx.Rngs(0))
     write(tmp_path / "a.gguf", model, "Q5_0")
-    with pytest.raises(ValueError, match=r"type of BF16, .*, got Q5_0 in .*a.gguf"):
+    load_pretrained(tmp_path / "a.gguf")
+    told = r"among F32, F16, got 15 of others in .*a.gguf: token_embd.weight is Q5_0"
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=told):
+        patch.setattr(_gguf, "TYPES", ("F32", "F16"))
         load_pretrained(tmp_path / "a.gguf")
     write(tmp_path / "b.gguf", model, "F32", "mamba")
     with pytest.raises(ValueError, match=r"must be one of llama, .*, got 'mamba'"):

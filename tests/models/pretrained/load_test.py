@@ -316,6 +316,23 @@ def test_further_entries_are_written(tmp_path):
     assert json.loads((tmp_path / "m/config.json").read_text())["eos_token_id"] == 2
 
 
+def test_parameters_are_floats(directory):
+    with pytest.raises(ValueError, match="dtype must be a floating-point type, got 'i"):
+        load_pretrained(directory, dtype="int8")
+
+
+def test_what_the_hub_does_not_give_is_named(monkeypatch):
+    def snapshot_download(name, *, allow_patterns):
+        raise FileNotFoundError("no such snapshot on disk\nand more")
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    said = r"can be fetched from the hub, got 'a/b' \(FileNotFoundError: no such snap"
+    with pytest.raises(ValueError, match=said):
+        load_pretrained("a/b")
+
+
 def test_unknown_options_are_refused(directory):
     with pytest.raises(TypeError, match=r"options must be among scan, .*, got windows"):
         load_pretrained(directory, windows=3)
