@@ -105,9 +105,7 @@ def trl(student: Params, teacher: Params, tokens: torch.Tensor) -> torch.Tensor:
     return GKDTrainer.generalized_jsd_loss(z, v, labels=tokens, beta=0.0)
 
 
-def trl_chunked(
-    student: Params, teacher: Params, tokens: torch.Tensor
-) -> torch.Tensor:
+def trl_chunked(student: Params, teacher: Params, tokens: torch.Tensor) -> torch.Tensor:
     """The loss of TRL's distillation trainer, which makes logits in chunks, twice."""
     from trl.trainer import distillation_trainer
 

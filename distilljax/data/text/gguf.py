@@ -124,5 +124,6 @@ class GgufTokenizer:
         begins = is_llama_3 if begins is None else begins
         before = token("bos") if begins else None
         special = {"bos": self.bos or before, "eos": self.eos or token("eos")}
-        digest = hashlib.sha256(json.dumps([tokens, merges, types, cut]).encode())
+        parts = [tokens, merges, types, cut, *(["whole words"] if is_llama_3 else [])]
+        digest = hashlib.sha256(json.dumps(parts).encode())
         return FastTokenizer(made, special, digest.hexdigest(), path, begins=True)

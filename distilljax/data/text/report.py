@@ -156,7 +156,8 @@ def _of_packed(source: PackedRows, num_examples: int, chosen: Any) -> Any:
     documents = source.config.text.documents()
     shown, among = [], np.arange(len(pieces))
     if chosen is not None:
-        among = np.unique(np.concatenate([source.units(int(i))[0] for i in chosen]))
+        which = [among[:0], *(source.units(int(i))[0] for i in chosen)]
+        among = np.unique(np.concatenate(which))
     for piece in _drawn(among, num_examples):
         document, start = int(pieces.document[piece]), int(pieces.start[piece])
         stop = start + int(pieces.places[piece]) + 1

@@ -139,5 +139,6 @@ def test_of_chosen_rows_the_examples_are_theirs(model):
     assert found.rows == len(rows)
     pieces = np.concatenate([rows.units(int(i))[0] for i in chosen])
     assert len(found.shown) == len(np.unique(pieces))
+    assert summarize(rows, 3, chosen=chosen[:0]).shown == ()
     whole = summarize(rows, 1000)
     assert {one.where for one in found.shown} < {one.where for one in whole.shown}
