@@ -106,7 +106,7 @@ def trl(student: Params, teacher: Params, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def trl_chunked(student: Params, teacher: Params, tokens: torch.Tensor) -> torch.Tensor:
-    """The loss of TRL's distillation trainer, which makes logits in chunks, twice."""
+    """The loss of TRL's distillation trainer, which makes logits in chunks."""
     from trl.trainer import distillation_trainer
 
     with torch.no_grad():
