@@ -47,8 +47,8 @@ def looked_up(table: Array, ids: Array) -> Array:
     So that nothing is taken for something else: of a negative number numpy would take
     the row from the end.
     """
-    options: Any = {"mode": "fill", "fill_value": jnp.nan}
-    return table.at[ids].get(wrap_negative_indices=False, **options)
+    rows = table.at[ids]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def make_linear(

@@ -23,7 +23,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 # Those whose queries and keys llama.cpp permutes.
 PERMUTED = {"llama"}
-# Also those that llama.cpp mixes in: a file of Q4_0 has its embedding in Q6_K.
+# Also those that llama.cpp mixes in: a file of Q4_0 may have a head in Q6_K.
 TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",

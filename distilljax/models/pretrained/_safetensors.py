@@ -119,25 +119,23 @@ def write(
 ) -> None:
     """Write tensors in files of at most `max_bytes`, with an index if they are many.
 
-    What was written is removed if a tensor cannot be: the next try finds a clean place.
+    The directory has none yet. If one cannot be written, all are removed: the next try
+    finds a clean place.
     """
-    parts: list[Path] = []
     try:
-        _write(directory, tensors, max_bytes, parts)
+        _write(directory, tensors, max_bytes)
     except BaseException:
-        for path in parts:
+        for path in directory.glob("*.safetensors*"):
             path.unlink(missing_ok=True)
         raise
 
 
 def _write(
-    directory: Path,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    max_bytes: int,
-    parts: list[Path],
+    directory: Path, tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int
 ) -> None:
     from safetensors.numpy import save_file
 
+    parts: list[Path] = []
     held: dict[str, np.ndarray] = {}
     where: dict[str, int] = {}
     total = 0
